@@ -1,0 +1,350 @@
+//! Do the engines agree on a file, and which is the fastest of those that do?
+//!
+//! Owns: the comparison and the choice of `engine = "auto"`, and random inputs to compare on.
+//! Costs: one run of every engine on all samples; where that takes less than [`TIMED_FOR`], up to
+//! [`TIMED_RUNS`] more in that time. tract needs 8 ms a row on 200 trees: 64 rows are plenty.
+
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::{EngineKind, LoadError, Model};
+use crate::onnx::OnnxFile;
+use crate::signature::Signature;
+use crate::tensor::{DataType, Tensor, TensorData};
+
+/// Two numbers agree when they differ by at most this times the larger of 1 and their sizes.
+pub const TOLERANCE: f64 = 1e-5;
+
+const TIMED_RUNS: usize = 9;
+const TIMED_FOR: Duration = Duration::from_millis(60);
+/// An engine displaces the one before it in [`PREFERENCE`] only when it is this many times as
+/// fast: timings on a busy machine waver, and a choice that wavers changes the last digits.
+const CLEARLY_FASTER: f64 = 1.5;
+const PREFERENCE: [EngineKind; 3] = [
+    EngineKind::Trees,
+    EngineKind::OnnxRuntime,
+    EngineKind::Tract,
+];
+
+/// What every engine made of one file, and the one that was kept.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ParityReport {
+    /// One trial for each engine.
+    pub trials: Vec<EngineTrial>,
+    /// The fastest engine that agrees with another, or the only one.
+    pub chosen: EngineKind,
+}
+
+/// One engine on one file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EngineTrial {
+    /// The engine.
+    pub engine: EngineKind,
+    /// Why it did not load or run the file, in a sentence; none when it ran.
+    pub refused: Option<String>,
+    /// The largest difference from the nearest other engine, divided by the larger of 1 and the
+    /// numbers' sizes; `f64::MAX` where shapes, kinds or texts differ. None when it ran alone.
+    pub difference_max: Option<f64>,
+    /// The median time of a row, in microseconds.
+    pub micros_per_row: Option<f64>,
+    /// True when another engine is within [`TOLERANCE`], or no other engine ran.
+    pub agrees: bool,
+}
+
+struct Ran {
+    model: Model,
+    outputs: Vec<Vec<Tensor>>,
+    micros_per_row: f64,
+}
+
+/// Loads with every engine and keeps the fastest that agrees with another one.
+pub(crate) fn choose(
+    file: &OnnxFile,
+    samples: &[Vec<Tensor>],
+) -> Result<(Model, ParityReport), LoadError> {
+    if samples.is_empty() {
+        return Err(LoadError::NoSamples);
+    }
+    let filled;
+    let samples = if reads_missing(file) {
+        samples
+    } else {
+        filled = samples
+            .iter()
+            .map(|inputs| fill_missing(inputs))
+            .collect::<Vec<_>>();
+        &filled
+    };
+    let runs = EngineKind::ALL.map(|engine| (engine, try_engine(file, engine, samples)));
+    let trials: Vec<EngineTrial> = runs
+        .iter()
+        .map(|(engine, run)| {
+            let others = runs.iter().filter(|(other, _)| other != engine);
+            judge(
+                *engine,
+                run,
+                others.filter_map(|(_, run)| run.as_ref().ok()),
+            )
+        })
+        .collect();
+    let mut chosen: Option<(&EngineTrial, f64)> = None;
+    for engine in PREFERENCE {
+        let trial = trials
+            .iter()
+            .find(|trial| trial.engine == engine && trial.agrees);
+        if let Some((trial, micros)) = trial.and_then(|t| Some((t, t.micros_per_row?)))
+            && chosen.is_none_or(|(_, best)| micros * CLEARLY_FASTER < best)
+        {
+            chosen = Some((trial, micros));
+        }
+    }
+    let Some(chosen) = chosen.map(|(trial, _)| trial.engine) else {
+        let differences = trials.iter().filter_map(|trial| trial.difference_max);
+        return Err(match differences.reduce(f64::min) {
+            Some(difference_max) => LoadError::Disagree {
+                difference_max,
+                trials,
+            },
+            None => LoadError::NoEngine { trials },
+        });
+    };
+    let mut runs = runs.into_iter();
+    match runs.find(|(engine, _)| *engine == chosen) {
+        Some((_, Ok(ran))) => Ok((ran.model, ParityReport { trials, chosen })),
+        _ => Err(LoadError::NoEngine { trials }),
+    }
+}
+
+/// True when some operator gives a missing value a meaning. For any other the standard says
+/// nothing, engines differ (`Relu` of NaN), and a comparison on it would refuse good models.
+fn reads_missing(file: &OnnxFile) -> bool {
+    file.operators().iter().any(|operator| {
+        let name = operator.name.as_str();
+        matches!(name, "IsNaN" | "Imputer") || name.starts_with("TreeEnsemble")
+    })
+}
+
+fn fill_missing(inputs: &[Tensor]) -> Vec<Tensor> {
+    let filled = inputs.iter().cloned().map(|tensor| {
+        let (shape, mut data) = tensor.into_parts();
+        match &mut data {
+            TensorData::Fp32(values) => {
+                values
+                    .iter_mut()
+                    .filter(|v| v.is_nan())
+                    .for_each(|v| *v = 0.0);
+            }
+            TensorData::Fp64(values) => {
+                values
+                    .iter_mut()
+                    .filter(|v| v.is_nan())
+                    .for_each(|v| *v = 0.0);
+            }
+            _ => {}
+        }
+        Tensor::new(shape, data).expect("neither shape nor length has changed")
+    });
+    filled.collect()
+}
+
+fn try_engine(file: &OnnxFile, engine: EngineKind, samples: &[Vec<Tensor>]) -> Result<Ran, String> {
+    let model = Model::load(file, engine).map_err(|error| match error {
+        LoadError::Refused { reason, .. } => reason,
+        other => other.to_string(),
+    })?;
+    let mut session = model.session().map_err(|error| error.to_string())?;
+    let mut run = || {
+        let outputs = samples.iter().map(|inputs| session.run(inputs));
+        outputs
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| error.to_string())
+    };
+    let before = Instant::now();
+    let outputs = run()?;
+    let first = before.elapsed();
+    let rows: usize = samples
+        .iter()
+        .map(|inputs| file.signature().rows(inputs).unwrap_or(1))
+        .sum();
+    // The first run is cold and counts only when it is so slow that one is enough.
+    let mut micros = Vec::with_capacity(TIMED_RUNS);
+    let mut left = TIMED_FOR;
+    if first >= TIMED_FOR {
+        micros.push(first.as_secs_f64() * 1e6);
+        left = Duration::ZERO;
+    }
+    let started = Instant::now();
+    while micros.is_empty() || (micros.len() < TIMED_RUNS && started.elapsed() < left) {
+        let before = Instant::now();
+        run()?;
+        micros.push(before.elapsed().as_secs_f64() * 1e6);
+    }
+    micros.sort_by(f64::total_cmp);
+    let median = micros.get(micros.len() / 2).copied().unwrap_or(f64::MAX);
+    Ok(Ran {
+        model,
+        outputs,
+        micros_per_row: median / rows.max(1) as f64,
+    })
+}
+
+fn judge<'a>(
+    engine: EngineKind,
+    run: &Result<Ran, String>,
+    others: impl Iterator<Item = &'a Ran>,
+) -> EngineTrial {
+    let ran = match run {
+        Ok(ran) => ran,
+        Err(reason) => {
+            return EngineTrial {
+                engine,
+                refused: Some(reason.clone()),
+                difference_max: None,
+                micros_per_row: None,
+                agrees: false,
+            };
+        }
+    };
+    let difference_max = others
+        .map(|other| difference(&ran.outputs, &other.outputs))
+        .reduce(f64::min);
+    EngineTrial {
+        engine,
+        refused: None,
+        difference_max,
+        micros_per_row: Some(ran.micros_per_row),
+        agrees: difference_max.is_none_or(|difference| difference <= TOLERANCE),
+    }
+}
+
+fn difference(a: &[Vec<Tensor>], b: &[Vec<Tensor>]) -> f64 {
+    let pairs = a.iter().flatten().zip(b.iter().flatten());
+    pairs
+        .map(|(a, b)| tensor_difference(a, b))
+        .fold(0.0, f64::max)
+}
+
+fn tensor_difference(a: &Tensor, b: &Tensor) -> f64 {
+    if a.shape() != b.shape() {
+        return f64::MAX;
+    }
+    let (Some(a_numbers), Some(b_numbers)) = (numbers(a.data()), numbers(b.data())) else {
+        return if a.data() == b.data() { 0.0 } else { f64::MAX };
+    };
+    let pairs = a_numbers.iter().zip(&b_numbers);
+    pairs
+        .map(|(&a, &b)| number_difference(a, b))
+        .fold(0.0, f64::max)
+}
+
+fn number_difference(a: f64, b: f64) -> f64 {
+    if a == b || (a.is_nan() && b.is_nan()) {
+        return 0.0;
+    }
+    if !a.is_finite() || !b.is_finite() {
+        return f64::MAX;
+    }
+    (a - b).abs() / a.abs().max(b.abs()).max(1.0)
+}
+
+/// Floats as numbers; the other types must be equal.
+fn numbers(data: &TensorData) -> Option<Vec<f64>> {
+    match data {
+        TensorData::Fp32(values) => Some(values.iter().map(|&v| f64::from(v)).collect()),
+        TensorData::Fp64(values) => Some(values.clone()),
+        _ => None,
+    }
+}
+
+/// Random inputs for `signature`: `rows` rows where the first axis varies, 1 where another does.
+/// Floats are missing in 5 %, multiples of 1/2 in a third (ties with thresholds), small in most
+/// and large in some. The same seed gives the same inputs.
+pub fn sample_inputs(signature: &Signature, rows: usize, seed: u64) -> Vec<Tensor> {
+    let mut random = SplitMix(seed);
+    signature
+        .inputs
+        .iter()
+        .map(|spec| {
+            let axis = |(index, &dim): (usize, &i64)| match usize::try_from(dim) {
+                Ok(dim) => dim,
+                Err(_) if index == 0 => rows,
+                Err(_) => 1,
+            };
+            let shape: Vec<usize> = spec.shape.iter().enumerate().map(axis).collect();
+            let count = shape.iter().product();
+            let data = sample_data(spec.datatype, count, &mut random);
+            Tensor::new(shape, data).expect("the data was made for the shape")
+        })
+        .collect()
+}
+
+fn sample_data(datatype: DataType, count: usize, random: &mut SplitMix) -> TensorData {
+    macro_rules! small {
+        ($variant:ident, $type:ty) => {
+            TensorData::$variant((0..count).map(|_| (random.next() % 100) as $type).collect())
+        };
+    }
+    match datatype {
+        DataType::Bool => TensorData::Bool(
+            (0..count)
+                .map(|_| random.next().is_multiple_of(2))
+                .collect(),
+        ),
+        DataType::Uint8 => small!(Uint8, u8),
+        DataType::Uint16 => small!(Uint16, u16),
+        DataType::Uint32 => small!(Uint32, u32),
+        DataType::Uint64 => small!(Uint64, u64),
+        DataType::Int8 => small!(Int8, i8),
+        DataType::Int16 => small!(Int16, i16),
+        DataType::Int32 => small!(Int32, i32),
+        DataType::Int64 => small!(Int64, i64),
+        // Half-precision 1.0 and 2.0 in turn.
+        DataType::Fp16 => TensorData::Fp16(
+            (0..count)
+                .map(|_| {
+                    if random.next().is_multiple_of(2) {
+                        0x3c00
+                    } else {
+                        0x4000
+                    }
+                })
+                .collect(),
+        ),
+        DataType::Fp32 => TensorData::Fp32((0..count).map(|_| random.float() as f32).collect()),
+        DataType::Fp64 => TensorData::Fp64((0..count).map(|_| random.float()).collect()),
+        DataType::Bytes => TensorData::Bytes(
+            (0..count)
+                .map(|_| format!("v{}", random.next() % 20).into_bytes())
+                .collect(),
+        ),
+    }
+}
+
+/// SplitMix64 (Steele, Lea, Flood 2014): enough for samples, and the same on every machine.
+struct SplitMix(u64);
+
+impl SplitMix {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Uniform in -1 to 1.
+    fn unit(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1_u64 << 52) as f64 - 1.0
+    }
+
+    fn float(&mut self) -> f64 {
+        match self.next() % 60 {
+            0..3 => f64::NAN,
+            3..23 => (self.unit() * 8.0).round() / 2.0,
+            23..50 => self.unit() * 3.0,
+            50..58 => self.unit() * 100.0,
+            _ => self.unit() * 1e5,
+        }
+    }
+}

@@ -1,0 +1,10 @@
+//! Behaviour of the engine on real ONNX bytes, written with the re-exported messages.
+//!
+//! ONNX Runtime takes part where its library is found (`LOOPGATE_ORT_LIB` names it); where it is
+//! not, each test that would use it says so.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod agreement;
+mod choice;
+mod fixture;
+mod structure;
