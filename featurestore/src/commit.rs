@@ -1,0 +1,446 @@
+//! Group commit: one thread owns all writes of events and labels.
+//!
+//! It takes whatever is queued, adds it to one write batch (log entries, dedupe keys, folded states,
+//! labels, counters), writes that with one fsync and only then answers. So a submitted batch is on disk
+//! as a whole or not at all, and counts once however often it is sent. A failed write stops the writer
+//! for good: what the disk holds is then unknown, and only reopening tells.
+
+mod events;
+mod labels;
+pub(crate) mod states;
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+
+use crossbeam::channel::{Receiver, Sender, TrySendError, bounded};
+use rocksdb::WriteBatch;
+
+use self::states::States;
+use crate::event::Event;
+use crate::labels::{Label, LabelsIngested, StoredLabel};
+use crate::online::keys::Key;
+use crate::online::mark::{Acked, Mark};
+use crate::online::shared::{Shared, locked};
+use crate::online::{Done, IngestError, Ingested, Overloaded, ReadError};
+use crate::predictions::PredictionKey;
+use crate::value::Value;
+use crate::varint;
+
+/// When the events of a batch arrived.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Arrival {
+    /// Together, at this time.
+    At(i64),
+    /// Each at its own event time: history.
+    EventTime,
+}
+
+/// Work for the writer.
+pub(crate) enum Job {
+    /// A batch of events.
+    Events {
+        events: Vec<Event>,
+        arrival: Arrival,
+        done: Done<Ingested>,
+    },
+    /// A batch of labels.
+    Labels {
+        labels: Vec<Label>,
+        arrived_ms: i64,
+        done: Done<LabelsIngested>,
+    },
+    /// Predictions that have been recorded and that pending labels wait for.
+    Resolve(Vec<PredictionKey>),
+}
+
+impl Job {
+    /// About what the job holds in memory.
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Events { events, .. } => events.iter().map(event_bytes).sum(),
+            Self::Labels { labels, .. } => size_of_val(labels.as_slice()),
+            Self::Resolve(predictions) => size_of_val(predictions.as_slice()),
+        }
+    }
+
+    fn refuse(self, error: IngestError) {
+        match self {
+            Self::Events { done, .. } => done(Err(error)),
+            Self::Labels { done, .. } => done(Err(error)),
+            Self::Resolve(_) => {}
+        }
+    }
+}
+
+fn event_bytes(event: &Event) -> usize {
+    let text = |value: &Value| match value {
+        Value::String(text) => text.len(),
+        _ => 0,
+    };
+    size_of::<Event>() + size_of_val(&*event.values) + event.values.iter().map(text).sum::<usize>()
+}
+
+struct Queued {
+    job: Job,
+    bytes: usize,
+}
+
+/// The queue before the writer, bounded in batches and bytes: beyond that, batches are refused.
+pub(crate) struct Queue {
+    /// `None` once the store is closing.
+    sender: Option<Sender<Queued>>,
+    bytes: Arc<AtomicUsize>,
+    bytes_max: usize,
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What a refused caller is told to wait: a few groups' time.
+const RETRY_AFTER_MS: u64 = 100;
+
+impl Queue {
+    /// Starts the writer from what the database holds.
+    pub(crate) fn start(shared: Arc<Shared>, start: WriterStart) -> std::io::Result<Self> {
+        let (sender, receiver) = bounded(shared.options.queue_batches_max.max(1));
+        let bytes = Arc::new(AtomicUsize::new(0));
+        let writer = Writer {
+            states: States::new(
+                shared.definitions.views.clone(),
+                shared.options.cached_states_max,
+            ),
+            shared: Arc::clone(&shared),
+            receiver,
+            queue_bytes: Arc::clone(&bytes),
+            last_seq: start.last_seq,
+            counters: start.counters,
+            pending_order: start.pending_order,
+            mark: start.mark,
+        };
+        let thread = std::thread::Builder::new()
+            .name("store-writer".to_owned())
+            .spawn(move || writer.run())?;
+        Ok(Self {
+            sender: Some(sender),
+            bytes,
+            bytes_max: shared.options.queue_bytes_max,
+            shared,
+            thread: Some(thread),
+        })
+    }
+
+    /// Queues a job or refuses it at once; never blocks. After the writer has stopped, the job is
+    /// answered with that.
+    pub(crate) fn submit(&self, job: Job) -> Result<(), Overloaded> {
+        if let Some(reason) = self.shared.stopped.get() {
+            job.refuse(stopped(reason));
+            return Ok(());
+        }
+        let bytes = job.bytes();
+        let before = self.bytes.fetch_add(bytes, Ordering::AcqRel);
+        // One batch is always taken, however large: else it could never be written.
+        let sent = if before > 0 && before + bytes > self.bytes_max {
+            Err(TrySendError::Full(Queued { job, bytes }))
+        } else {
+            match &self.sender {
+                Some(sender) => sender.try_send(Queued { job, bytes }),
+                None => Err(TrySendError::Disconnected(Queued { job, bytes })),
+            }
+        };
+        match sent {
+            Ok(()) => Ok(()),
+            Err(TrySendError::Full(_)) => {
+                self.bytes.fetch_sub(bytes, Ordering::AcqRel);
+                Err(Overloaded {
+                    retry_after_ms: RETRY_AFTER_MS,
+                })
+            }
+            Err(TrySendError::Disconnected(queued)) => {
+                self.bytes.fetch_sub(bytes, Ordering::AcqRel);
+                queued.job.refuse(stopped("the writer thread has ended"));
+                Ok(())
+            }
+        }
+    }
+
+    /// Batches and bytes that wait.
+    pub(crate) fn depth(&self) -> (usize, usize) {
+        let batches = self.sender.as_ref().map_or(0, Sender::len);
+        (batches, self.bytes.load(Ordering::Relaxed))
+    }
+}
+
+impl Drop for Queue {
+    /// Lets the writer finish what is queued.
+    fn drop(&mut self) {
+        self.sender = None;
+        let Some(thread) = self.thread.take() else {
+            return;
+        };
+        // The last handle may go inside a `done` callback, which runs on the writer thread.
+        if thread.thread().id() != std::thread::current().id() && thread.join().is_err() {
+            tracing::error!("store writer thread panicked");
+        }
+    }
+}
+
+fn stopped(reason: &str) -> IngestError {
+    IngestError::Stopped {
+        reason: reason.into(),
+    }
+}
+
+/// What the writer goes on from.
+pub(crate) struct WriterStart {
+    pub(crate) last_seq: u64,
+    pub(crate) counters: Counters,
+    pub(crate) pending_order: BTreeSet<(i64, PredictionKey)>,
+    pub(crate) mark: Mark,
+}
+
+/// Counters that are stored with every group.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Counters {
+    pub(crate) events: u64,
+    pub(crate) duplicate_events: u64,
+    pub(crate) late_events: u64,
+    pub(crate) labels: u64,
+    pub(crate) duplicate_labels: u64,
+    pub(crate) replaced_labels: u64,
+    pub(crate) expired_labels: u64,
+    /// Last number of the label log.
+    pub(crate) label_seq: u64,
+}
+
+const COUNTERS_VERSION: u8 = 1;
+
+impl Counters {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut out = vec![COUNTERS_VERSION];
+        for number in self.numbers() {
+            varint::put(number, &mut out);
+        }
+        out
+    }
+
+    pub(crate) fn decode(input: &[u8]) -> Option<Self> {
+        let (&version, mut input) = input.split_first()?;
+        if version != COUNTERS_VERSION {
+            return None;
+        }
+        let mut next = || varint::take(&mut input);
+        Some(Self {
+            events: next()?,
+            duplicate_events: next()?,
+            late_events: next()?,
+            labels: next()?,
+            duplicate_labels: next()?,
+            replaced_labels: next()?,
+            expired_labels: next()?,
+            label_seq: next()?,
+        })
+    }
+
+    fn numbers(&self) -> [u64; 8] {
+        [
+            self.events,
+            self.duplicate_events,
+            self.late_events,
+            self.labels,
+            self.duplicate_labels,
+            self.replaced_labels,
+            self.expired_labels,
+            self.label_seq,
+        ]
+    }
+}
+
+struct Writer {
+    shared: Arc<Shared>,
+    receiver: Receiver<Queued>,
+    queue_bytes: Arc<AtomicUsize>,
+    states: States,
+    last_seq: u64,
+    counters: Counters,
+    /// The keys of `shared.pending` by arrival, to expire the oldest.
+    pending_order: BTreeSet<(i64, PredictionKey)>,
+    mark: Mark,
+}
+
+/// One write batch in the making.
+#[derive(Default)]
+struct Group {
+    batch: WriteBatch,
+    /// Dedupe keys added by this group.
+    events: HashSet<Vec<u8>>,
+    /// Labels as this group leaves them; `None` where it removes them.
+    labels: HashMap<PredictionKey, Option<StoredLabel>>,
+    answers: Vec<Answer>,
+}
+
+enum Answer {
+    Events(Done<Ingested>, Ingested),
+    Labels(Done<LabelsIngested>, LabelsIngested),
+}
+
+/// A group takes queued batches up to about this many bytes.
+const GROUP_BYTES_MAX: usize = 4 << 20;
+
+impl Writer {
+    fn run(mut self) {
+        while let Ok(first) = self.receiver.recv() {
+            let jobs = self.gather(first);
+            if let Some(reason) = self.shared.stopped.get() {
+                jobs.into_iter().for_each(|job| job.refuse(stopped(reason)));
+            } else {
+                self.commit(jobs);
+            }
+        }
+        if self.shared.stopped.get().is_none()
+            && let Err(error) = self.mark.write(self.acked())
+        {
+            tracing::warn!(%error, "high-water mark not written at close");
+        }
+    }
+
+    fn gather(&self, first: Queued) -> Vec<Job> {
+        let mut bytes = first.bytes;
+        let mut jobs = vec![first.job];
+        while bytes < GROUP_BYTES_MAX {
+            let Ok(next) = self.receiver.try_recv() else {
+                break;
+            };
+            bytes += next.bytes;
+            jobs.push(next.job);
+        }
+        let left = self.queue_bytes.fetch_sub(bytes, Ordering::AcqRel) - bytes;
+        let metrics = &self.shared.metrics;
+        metrics.queue_bytes.set(left as f64);
+        metrics.queue_batches.set(self.receiver.len() as f64);
+        jobs
+    }
+
+    fn commit(&mut self, jobs: Vec<Job>) {
+        let mut group = Group::default();
+        let mut jobs = jobs.into_iter();
+        let mut written = Ok(());
+        for job in jobs.by_ref() {
+            written = self.add(&mut group, job);
+            if written.is_err() {
+                break;
+            }
+        }
+        match written.and_then(|()| self.write(&mut group)) {
+            Ok(()) => self.answer(group),
+            Err(error) => {
+                let reason: Arc<str> = error.to_string().into();
+                tracing::error!(%reason, "event store stops writing");
+                self.shared.metrics.stopped.set(1.0);
+                // The first reason stays; there is only this writer.
+                let _ = self.shared.stopped.set(Arc::clone(&reason));
+                group.answers.into_iter().for_each(|answer| match answer {
+                    Answer::Events(done, _) => done(Err(stopped(&reason))),
+                    Answer::Labels(done, _) => done(Err(stopped(&reason))),
+                });
+                jobs.for_each(|job| job.refuse(stopped(&reason)));
+            }
+        }
+    }
+
+    fn add(&mut self, group: &mut Group, job: Job) -> Result<(), ReadError> {
+        match job {
+            Job::Events {
+                events,
+                arrival,
+                done,
+            } => match self.add_events(group, &events, arrival) {
+                Ok(ingested) => group.answers.push(Answer::Events(done, ingested)),
+                Err(error) => {
+                    done(Err(stopped(&error.to_string())));
+                    return Err(error);
+                }
+            },
+            Job::Labels {
+                labels,
+                arrived_ms,
+                done,
+            } => match self.add_labels(group, &labels, arrived_ms) {
+                Ok(ingested) => group.answers.push(Answer::Labels(done, ingested)),
+                Err(error) => {
+                    done(Err(stopped(&error.to_string())));
+                    return Err(error);
+                }
+            },
+            Job::Resolve(predictions) => self.resolve(group, &predictions)?,
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, group: &mut Group) -> Result<(), ReadError> {
+        let tables = &self.shared.tables;
+        let mut batch = std::mem::take(&mut group.batch);
+        self.states.write(tables, &mut batch);
+        tables.put(&mut batch, Key::LastSeq, &self.last_seq.to_le_bytes());
+        tables.put(&mut batch, Key::Counters, &self.counters.encode());
+        tables.write_durably(batch).map_err(ReadError::database)?;
+        self.states.age();
+        let acked = self.acked();
+        self.mark
+            .committed(acked)
+            .map_err(|error| ReadError::Database(format!("high-water mark: {error}")))
+    }
+
+    fn answer(&mut self, group: Group) {
+        let metrics = &self.shared.metrics;
+        metrics.groups.increment(1);
+        let pending = locked(&self.shared.pending).len();
+        metrics.labels_pending.set(pending as f64);
+        *locked(&self.shared.counters) = (self.last_seq, self.counters);
+        for answer in group.answers {
+            match answer {
+                Answer::Events(done, ingested) => {
+                    metrics.events_accepted.increment(ingested.accepted);
+                    metrics.events_duplicate.increment(ingested.duplicates);
+                    metrics.events_late.increment(ingested.late);
+                    done(Ok(ingested));
+                }
+                Answer::Labels(done, ingested) => {
+                    metrics.labels_accepted.increment(ingested.accepted);
+                    metrics.labels_duplicate.increment(ingested.duplicates);
+                    metrics.labels_replaced.increment(ingested.replaced);
+                    metrics.labels_unknown.increment(ingested.unknown);
+                    done(Ok(ingested));
+                }
+            }
+        }
+    }
+
+    fn acked(&self) -> Acked {
+        Acked {
+            seq: self.last_seq,
+            label_seq: self.counters.label_seq,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_come_back() {
+        let counters = Counters {
+            events: 1,
+            duplicate_events: 2,
+            late_events: 3,
+            labels: 4,
+            duplicate_labels: 5,
+            replaced_labels: 6,
+            expired_labels: 7,
+            label_seq: u64::MAX,
+        };
+        assert_eq!(Counters::decode(&counters.encode()), Some(counters));
+        assert_eq!(Counters::decode(&[1, 2]), None);
+    }
+}

@@ -1,0 +1,56 @@
+//! Events of a group: dedupe, number, log, fold.
+
+use super::{Arrival, Group, Writer};
+use crate::event::Event;
+use crate::log::encode_entry;
+use crate::online::keys::{Column, Key};
+use crate::online::{Ingested, ReadError};
+use crate::window::Folded;
+
+impl Writer {
+    /// Adds a batch of events to the group.
+    pub(super) fn add_events(
+        &mut self,
+        group: &mut Group,
+        events: &[Event],
+        arrival: Arrival,
+    ) -> Result<Ingested, ReadError> {
+        let shared = std::sync::Arc::clone(&self.shared);
+        let tables = &shared.tables;
+        let keys: Vec<Vec<u8>> = events.iter().map(Event::dedupe_key).collect();
+        let known = tables
+            .get_many(Column::Dedupe, keys.iter().map(Vec::as_slice))
+            .map_err(ReadError::database)?;
+        let mut ingested = Ingested::default();
+        let mut entry = Vec::new();
+        for ((event, key), known) in events.iter().zip(keys).zip(known) {
+            if known.is_some() || group.events.contains(&key) {
+                ingested.duplicates += 1;
+                continue;
+            }
+            let schema = shared.schemas.id_of(&event.source).ok_or_else(|| {
+                ReadError::Damaged(format!("source `{}` is not defined", event.source.name))
+            })?;
+            let arrived_ms = match arrival {
+                Arrival::At(ms) => ms,
+                Arrival::EventTime => event.event_ms,
+            };
+            self.last_seq += 1;
+            let seq = self.last_seq;
+            entry.clear();
+            encode_entry(schema, event, arrived_ms, &mut entry);
+            tables.put(&mut group.batch, Key::Event(seq), &entry);
+            tables.put(&mut group.batch, Key::Dedupe(&key), &seq.to_le_bytes());
+            group.events.insert(key);
+            ingested.accepted += 1;
+            if self.states.fold(tables, event, seq)? == Folded::TooLate {
+                ingested.late += 1;
+            }
+        }
+        ingested.last_seq = self.last_seq;
+        self.counters.events += ingested.accepted;
+        self.counters.duplicate_events += ingested.duplicates;
+        self.counters.late_events += ingested.late;
+        Ok(ingested)
+    }
+}

@@ -1,0 +1,124 @@
+//! View states under the writer: fetched once, folded in memory, written once per group.
+//!
+//! Decoded states stay for the next groups in two generations: when the young one is full it becomes
+//! the old one, and what the old one held is dropped. Every state in memory equals the one on disk
+//! between groups, so nothing is lost by dropping.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use rocksdb::WriteBatch;
+
+use crate::definition::{View, ViewKey};
+use crate::event::Event;
+use crate::online::ReadError;
+use crate::online::keys::Key;
+use crate::online::tables::Tables;
+use crate::window::{Folded, ViewState};
+
+/// The states that the writer works on.
+#[derive(Debug)]
+pub(crate) struct States {
+    views: Vec<Arc<View>>,
+    young: HashMap<ViewKey, Held>,
+    old: HashMap<ViewKey, Held>,
+    generation_max: usize,
+    /// Keys changed since the last [`States::write`], all of them in `young`.
+    changed: Vec<ViewKey>,
+    encoded: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct Held {
+    state: ViewState,
+    view: usize,
+    changed: bool,
+}
+
+impl States {
+    /// For these views; keeps about `states_max` decoded states between groups.
+    pub(crate) fn new(views: Vec<Arc<View>>, states_max: usize) -> Self {
+        Self {
+            views,
+            young: HashMap::new(),
+            old: HashMap::new(),
+            generation_max: states_max / 2,
+            changed: Vec::new(),
+            encoded: Vec::new(),
+        }
+    }
+
+    /// Folds an event into every view that takes it. `TooLate` where it came too late for one of them.
+    pub(crate) fn fold(
+        &mut self,
+        tables: &Tables,
+        event: &Event,
+        seq: u64,
+    ) -> Result<Folded, ReadError> {
+        let mut folded = Folded::Applied;
+        for index in 0..self.views.len() {
+            let view = Arc::clone(&self.views[index]);
+            let Some(key) = view.key_of(event) else {
+                continue;
+            };
+            let held = self.held(tables, index, &key)?;
+            if held.state.fold(&view, event, seq) == Folded::TooLate {
+                folded = Folded::TooLate;
+            } else if !held.changed {
+                held.changed = true;
+                self.changed.push(key);
+            }
+        }
+        Ok(folded)
+    }
+
+    /// Adds every changed state to a batch.
+    pub(crate) fn write(&mut self, tables: &Tables, batch: &mut WriteBatch) {
+        for key in self.changed.drain(..) {
+            let held = self.young.get_mut(&key).expect("a changed state is young");
+            held.changed = false;
+            self.encoded.clear();
+            held.state.encode(&self.views[held.view], &mut self.encoded);
+            tables.put(batch, Key::State(key.as_bytes()), &self.encoded);
+        }
+    }
+
+    /// Lets go of states not used for long; call it when the batch is on disk.
+    pub(crate) fn age(&mut self) {
+        if self.young.len() > self.generation_max {
+            self.old = std::mem::take(&mut self.young);
+        }
+    }
+
+    fn held(
+        &mut self,
+        tables: &Tables,
+        view: usize,
+        key: &ViewKey,
+    ) -> Result<&mut Held, ReadError> {
+        if !self.young.contains_key(key) {
+            let held = match self.old.remove(key) {
+                Some(held) => held,
+                None => Held {
+                    state: stored(tables, &self.views[view], key)?,
+                    view,
+                    changed: false,
+                },
+            };
+            self.young.insert(key.clone(), held);
+        }
+        Ok(self.young.get_mut(key).expect("just put there"))
+    }
+}
+
+fn stored(tables: &Tables, view: &View, key: &ViewKey) -> Result<ViewState, ReadError> {
+    let bytes = tables
+        .get(Key::State(key.as_bytes()))
+        .map_err(ReadError::database)?;
+    match bytes {
+        Some(bytes) => ViewState::decode(view, &bytes).map_err(|error| {
+            ReadError::Damaged(format!("a state of view `{}`: {error}", view.name))
+        }),
+        None => Ok(ViewState::default()),
+    }
+}

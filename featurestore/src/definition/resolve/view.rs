@@ -1,0 +1,311 @@
+//! A view as written into one that can fold.
+
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+use toml::Spanned;
+
+use super::super::written::{AggregateText, FilterText, Text, ViewText};
+use super::super::{
+    Aggregate, DefinitionError, Filter, Measure, MeasureKind, Source, View, ViewFeature,
+    WINDOW_TILES, WINDOWS_MAX, Window,
+};
+use super::Resolver;
+use crate::value::{Field, FieldType, Value};
+
+/// Shortest width of a tile.
+const TILE_MS_MIN: i64 = 1_000;
+
+impl Resolver<'_> {
+    pub(super) fn view(
+        &self,
+        written: &ViewText,
+        sources: &[Arc<Source>],
+    ) -> Result<View, DefinitionError> {
+        let name = self.name("name", &written.name)?;
+        let source = sources
+            .iter()
+            .find(|source| *source.name == **written.source.get_ref())
+            .ok_or_else(|| {
+                let known = sources.iter().map(|source| &*source.name);
+                self.unknown("source", &written.source, known)
+            })?;
+        let mut view = View {
+            name,
+            source: Arc::clone(source),
+            keys: Vec::new(),
+            key_fields: Vec::new(),
+            windows: self.windows(&written.windows)?,
+            ttl_ms: match &written.ttl {
+                Some(written) => Some(self.duration("ttl", written)?),
+                None => None,
+            },
+            filter: match &written.filter {
+                Some(written) => Some(self.filter(written, source)?),
+                None => None,
+            },
+            measures: Vec::new(),
+            last_fields: Vec::new(),
+            features: Vec::new(),
+            id: 0,
+        };
+        for key in &written.keys {
+            let field = self.typed("keys", key, source, &KEY_TYPES)?;
+            if view.key_fields.contains(&field) {
+                let problem = format!("`{}` is listed twice", key.get_ref());
+                return Err(self.error("keys", key, problem));
+            }
+            view.key_fields.push(field);
+            view.keys.push(source.fields[field].clone());
+        }
+        self.aggregates(written, &mut view)?;
+        view.id = layout_id(&view);
+        Ok(view)
+    }
+
+    fn windows(&self, written: &[Text]) -> Result<Vec<Window>, DefinitionError> {
+        let mut windows: Vec<Window> = Vec::new();
+        for text in written {
+            let length_ms = self.duration("windows", text)?;
+            let tile_ms = length_ms / WINDOW_TILES;
+            if tile_ms < TILE_MS_MIN || tile_ms * WINDOW_TILES != length_ms {
+                let problem = format!(
+                    "`{}` is not 12 s or more in twelve tiles of whole milliseconds",
+                    text.get_ref()
+                );
+                return Err(self.error("windows", text, problem));
+            }
+            if windows.iter().any(|window| window.tile_ms == tile_ms) {
+                let problem = format!("`{}` is listed twice", text.get_ref());
+                return Err(self.error("windows", text, problem));
+            }
+            if windows.len() == WINDOWS_MAX {
+                let problem = format!("more than {WINDOWS_MAX} windows");
+                return Err(self.error("windows", text, problem));
+            }
+            windows.push(Window {
+                name: text.get_ref().as_str().into(),
+                tile_ms,
+            });
+        }
+        Ok(windows)
+    }
+
+    fn filter(&self, written: &FilterText, source: &Source) -> Result<Filter, DefinitionError> {
+        let field = self.typed("field", &written.field, source, &KEY_TYPES)?;
+        let equals = match written.equals.get_ref() {
+            toml::Value::Boolean(flag) => Value::Bool(*flag),
+            toml::Value::Integer(number) => Value::Int(*number),
+            toml::Value::String(text) => Value::String(text.as_str().into()),
+            other => {
+                let problem = format!("`{other}` is not a bool, int or string");
+                return Err(self.error("equals", &written.equals, problem));
+            }
+        };
+        source.fields[field]
+            .check(&equals)
+            .map_err(|problem| self.error("equals", &written.equals, problem.to_string()))?;
+        Ok(Filter { field, equals })
+    }
+
+    /// Fills in features, measures and kept fields.
+    fn aggregates(&self, written: &ViewText, view: &mut View) -> Result<(), DefinitionError> {
+        let mut windowed = false;
+        for aggregate in written.features.get_ref() {
+            let before = view.features.len();
+            windowed |= self.aggregate(aggregate, view)?;
+            let (old, new) = view.features.split_at(before);
+            if let Some(twice) = new
+                .iter()
+                .find(|new| old.iter().any(|old| old.name == new.name))
+            {
+                let problem = format!("feature `{}` is defined twice", twice.name);
+                return Err(self.error("features", aggregate, problem));
+            }
+        }
+        if view.features.is_empty() {
+            return Err(self.error("features", &written.features, "a view needs a feature"));
+        }
+        match written.windows.first() {
+            Some(first) if !windowed => {
+                Err(self.error("windows", first, "no feature of the view uses a window"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Adds the features of one entry; answers whether it uses the windows.
+    fn aggregate(
+        &self,
+        written: &Spanned<AggregateText>,
+        view: &mut View,
+    ) -> Result<bool, DefinitionError> {
+        let entry = written.get_ref();
+        match entry {
+            _ if entry.keys_given() != 1 => {
+                let problem = "an entry has exactly one of `count`, `sum`, `mean`, `rate`, `last`, \
+                               `age_of_last`";
+                Err(self.error("features", written, problem))
+            }
+            AggregateText {
+                count: Some(flag), ..
+            } => {
+                self.must_be_true("count", flag)?;
+                self.per_window(written, view, "count", |window| Aggregate::Count { window })
+            }
+            AggregateText {
+                sum: Some(name), ..
+            } => {
+                let measure = self.measure("sum", name, view)?;
+                let stem = format!("sum_{}", name.get_ref());
+                let sum = |window| Aggregate::Sum { window, measure };
+                self.per_window(written, view, &stem, sum)
+            }
+            AggregateText {
+                mean: Some(name), ..
+            } => {
+                let measure = self.measure("mean", name, view)?;
+                let stem = format!("mean_{}", name.get_ref());
+                let mean = |window| Aggregate::Mean { window, measure };
+                self.per_window(written, view, &stem, mean)
+            }
+            AggregateText {
+                rate: Some(name), ..
+            } => {
+                let measure = self.measure("rate", name, view)?;
+                let stem = format!("rate_{}", name.get_ref());
+                let rate = |window| Aggregate::Rate { window, measure };
+                self.per_window(written, view, &stem, rate)
+            }
+            AggregateText {
+                last: Some(name), ..
+            } => {
+                let types = [FieldType::Bool, FieldType::Int, FieldType::Float];
+                let field = self.typed("last", name, &view.source, &types)?;
+                let slot = view.last_fields.len();
+                view.last_fields.push(field);
+                view.features.push(ViewFeature {
+                    name: format!("last_{}", name.get_ref()).into(),
+                    aggregate: Aggregate::Last { slot },
+                });
+                Ok(false)
+            }
+            AggregateText { age_of_last, .. } => {
+                if let Some(flag) = age_of_last {
+                    self.must_be_true("age_of_last", flag)?;
+                }
+                view.features.push(ViewFeature {
+                    name: "age_of_last".into(),
+                    aggregate: Aggregate::AgeOfLast,
+                });
+                Ok(false)
+            }
+        }
+    }
+
+    /// The index of the measure that `key` needs; several features share one.
+    fn measure(&self, key: &str, name: &Text, view: &mut View) -> Result<usize, DefinitionError> {
+        let (types, kind) = match key {
+            "rate" => (&[FieldType::Bool][..], MeasureKind::Truth),
+            _ => (&[FieldType::Int, FieldType::Float][..], MeasureKind::Number),
+        };
+        let field = self.typed(key, name, &view.source, types)?;
+        let measure = Measure { field, kind };
+        let found = view.measures.iter().position(|known| *known == measure);
+        Ok(found.unwrap_or_else(|| {
+            view.measures.push(measure);
+            view.measures.len() - 1
+        }))
+    }
+
+    fn per_window(
+        &self,
+        written: &Spanned<AggregateText>,
+        view: &mut View,
+        stem: &str,
+        aggregate: impl Fn(usize) -> Aggregate,
+    ) -> Result<bool, DefinitionError> {
+        if view.windows.is_empty() {
+            let problem = format!("`{stem}` needs the view to have `windows`");
+            return Err(self.error("features", written, problem));
+        }
+        for (index, window) in view.windows.iter().enumerate() {
+            view.features.push(ViewFeature {
+                name: format!("{stem}_{}", window.name).into(),
+                aggregate: aggregate(index),
+            });
+        }
+        Ok(true)
+    }
+
+    fn must_be_true(&self, key: &str, flag: &Spanned<bool>) -> Result<(), DefinitionError> {
+        if *flag.get_ref() {
+            return Ok(());
+        }
+        Err(self.error(key, flag, "leave it out instead of `false`"))
+    }
+
+    /// The index of the source's field that `written` names, if it has one of `types`.
+    fn typed(
+        &self,
+        key: &str,
+        written: &Text,
+        source: &Source,
+        types: &[FieldType],
+    ) -> Result<usize, DefinitionError> {
+        let fields = &source.fields;
+        let index = self.field(key, written, fields)?;
+        let ty = fields[index].ty;
+        if types.contains(&ty) {
+            return Ok(index);
+        }
+        let wanted: Vec<_> = types.iter().map(|ty| ty.as_str()).collect();
+        let problem = format!(
+            "`{}` is of type {ty}, not {}",
+            written.get_ref(),
+            wanted.join(" or ")
+        );
+        Err(self.error(key, written, problem))
+    }
+}
+
+/// Types with an exact equality.
+const KEY_TYPES: [FieldType; 3] = [FieldType::Bool, FieldType::Int, FieldType::String];
+
+impl AggregateText {
+    fn keys_given(&self) -> usize {
+        let fields = [&self.sum, &self.mean, &self.rate, &self.last];
+        let flags = [&self.count, &self.age_of_last];
+        fields.iter().filter(|key| key.is_some()).count()
+            + flags.iter().filter(|key| key.is_some()).count()
+    }
+}
+
+/// First 8 bytes of the SHA-256 over all that decides what a state holds. The TTL and the choice
+/// and order of features read from the same state are not part of it.
+fn layout_id(view: &View) -> u64 {
+    let field = |&index: &usize| {
+        let Field { name, ty, .. } = &view.source.fields[index];
+        (name.to_string(), ty.as_str())
+    };
+    let measures: Vec<_> = view
+        .measures
+        .iter()
+        .map(|measure| (field(&measure.field), measure.kind == MeasureKind::Truth))
+        .collect();
+    let filter = view.filter.as_ref();
+    let layout = serde_json::json!({
+        "layout": 1,
+        "view": &*view.name,
+        "source": &*view.source.name,
+        "keys": view.key_fields.iter().map(field).collect::<Vec<_>>(),
+        "tiles_ms": view.windows.iter().map(|window| window.tile_ms).collect::<Vec<_>>(),
+        "where": filter.map(|filter| (field(&filter.field), filter.equals.to_json())),
+        "measures": measures,
+        "last": view.last_fields.iter().map(field).collect::<Vec<_>>(),
+    });
+    let digest = Sha256::digest(layout.to_string().as_bytes());
+    let mut id = [0; 8];
+    id.copy_from_slice(&digest[..8]);
+    u64::from_be_bytes(id)
+}

@@ -1,0 +1,188 @@
+//! A view: which events it takes, under which key, and what its state must hold.
+
+use std::sync::Arc;
+
+use crate::definition::Source;
+use crate::event::Event;
+use crate::value::{Field, Value};
+
+/// Tiles held for each window. A window read at `t` covers the tile of `t` and the eleven before
+/// it, so its older end is off by at most one tile, a twelfth of the window.
+pub const WINDOW_TILES: i64 = 12;
+
+/// Windows of one view at most; each costs its share of the state and of a read.
+pub const WINDOWS_MAX: usize = 16;
+
+/// Features computed from the events of one source, one state for each key.
+#[derive(Debug)]
+pub struct View {
+    /// Name, unique in the file
+    pub name: Box<str>,
+    /// Where its events come from
+    pub source: Arc<Source>,
+    /// Key fields (name and type); none means one global state
+    pub keys: Vec<Field>,
+    /// The key fields' indices in the source
+    pub key_fields: Vec<usize>,
+    /// Windows, at most `WINDOWS_MAX`
+    pub windows: Vec<Window>,
+    /// Features of a key whose newest event is older are `OutsideMaxAge`
+    pub ttl_ms: Option<i64>,
+    /// Only events that pass are folded
+    pub filter: Option<Filter>,
+    /// Fields summed in each tile
+    pub measures: Vec<Measure>,
+    /// Source indices of the fields kept of the newest event
+    pub last_fields: Vec<usize>,
+    /// What can be read, in the order of the file
+    pub features: Vec<ViewFeature>,
+    /// First 8 bytes of the SHA-256 over name and state layout: a view whose definition changed
+    /// never reads a state that was folded under the old one
+    pub id: u64,
+}
+
+/// One length of time over which a view aggregates.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// As written, such as `"24h"`
+    pub name: Box<str>,
+    /// Width of one tile in milliseconds; `WINDOW_TILES` of them make the window
+    pub tile_ms: i64,
+}
+
+impl Window {
+    /// The number of the tile that holds `at_ms`.
+    pub fn tile_of(&self, at_ms: i64) -> i64 {
+        at_ms.div_euclid(self.tile_ms)
+    }
+
+    /// Length in milliseconds.
+    pub fn length_ms(&self) -> i64 {
+        self.tile_ms * WINDOW_TILES
+    }
+}
+
+/// `where = { field = …, equals = … }`
+#[derive(Clone, Debug, PartialEq)]
+pub struct Filter {
+    /// Source index of the field
+    pub field: usize,
+    /// What it must equal; a null never does
+    pub equals: Value,
+}
+
+/// A field whose non-null values are counted and added up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Measure {
+    /// Source index
+    pub field: usize,
+    /// How its values are added
+    pub kind: MeasureKind,
+}
+
+/// How a measure adds up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MeasureKind {
+    /// Ints and floats, in units of 2^-32
+    Number,
+    /// Booleans: the number of trues
+    Truth,
+}
+
+/// One readable feature of a view.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ViewFeature {
+    /// Name within the view, such as `"mean_delay_24h"`
+    pub name: Box<str>,
+    /// How it is computed
+    pub aggregate: Aggregate,
+}
+
+/// How a feature is computed; indices are into the view's `windows`, `measures`, `last_fields`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Aggregate {
+    /// Events in the window
+    Count {
+        /// Which window
+        window: usize,
+    },
+    /// Sum of the non-null values; 0 where there are none
+    Sum {
+        /// Which window
+        window: usize,
+        /// Of what
+        measure: usize,
+    },
+    /// Mean of the non-null values
+    Mean {
+        /// Which window
+        window: usize,
+        /// Of what
+        measure: usize,
+    },
+    /// Share of trues among the non-null values
+    Rate {
+        /// Which window
+        window: usize,
+        /// Of what
+        measure: usize,
+    },
+    /// The newest event's value
+    Last {
+        /// Of what
+        slot: usize,
+    },
+    /// Hours since the newest event
+    AgeOfLast,
+}
+
+impl View {
+    /// The state that `event` belongs to; `None` where it is another source's, is filtered out, or
+    /// has a null key.
+    pub fn key_of(&self, event: &Event) -> Option<ViewKey> {
+        if !Arc::ptr_eq(&self.source, &event.source) && self.source.name != event.source.name {
+            return None;
+        }
+        if let Some(filter) = &self.filter
+            && event.values.get(filter.field) != Some(&filter.equals)
+        {
+            return None;
+        }
+        self.key_from(self.key_fields.iter().map(|&field| event.values.get(field)))
+    }
+
+    /// The key with these values, one for each of `keys`; `None` where one is null or absent.
+    pub fn key_from<'a>(&self, values: impl Iterator<Item = Option<&'a Value>>) -> Option<ViewKey> {
+        let mut bytes = Vec::with_capacity(24);
+        bytes.extend_from_slice(&self.id.to_be_bytes());
+        for value in values {
+            let value = value.filter(|value| !value.is_null())?;
+            value.encode(&mut bytes);
+        }
+        Some(ViewKey(bytes.into_boxed_slice()))
+    }
+
+    /// The index of the feature of that name.
+    pub fn feature(&self, name: &str) -> Option<usize> {
+        self.features
+            .iter()
+            .position(|feature| &*feature.name == name)
+    }
+}
+
+/// Where one state is kept: the view's id (8 bytes, big endian), then the encoded key values.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ViewKey(Box<[u8]>);
+
+impl ViewKey {
+    /// The bytes to store the state under.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl AsRef<[u8]> for ViewKey {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}

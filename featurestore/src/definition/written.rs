@@ -1,0 +1,140 @@
+//! `features.toml` as the user wrote it. Every key is documented here; unknown keys are refused.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use toml::Spanned;
+
+/// A value with its place in the file.
+pub(super) type Text = Spanned<String>;
+
+/// Names and types, such as `{ origin = "string", tailnum = "string?" }`. Types: `bool`, `int`,
+/// `float`, `string`, `time`; a trailing `?` allows null.
+pub(super) type FieldsText = BTreeMap<Text, Text>;
+
+/// The whole file.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct FileText {
+    #[serde(default)]
+    pub(super) source: Vec<SourceText>,
+    #[serde(default)]
+    pub(super) entity: Vec<EntityText>,
+    #[serde(default)]
+    pub(super) view: Vec<ViewText>,
+    #[serde(default)]
+    pub(super) service: Vec<ServiceText>,
+}
+
+/// `[[source]]`: a stream of events.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SourceText {
+    /// Unique; the last part of `/v1/events/{source}`.
+    pub(super) name: Text,
+    /// The field with the event time; a `time` that is not nullable.
+    pub(super) time: Text,
+    /// Fields that identify an event: one sent twice counts once. Not nullable.
+    pub(super) id: Spanned<Vec<Text>>,
+    /// All fields; an event with another one is refused.
+    pub(super) fields: FieldsText,
+    /// How far an event time may lie ahead of its arrival, such as `"5m"` (the default).
+    pub(super) future_max: Option<Text>,
+}
+
+/// `[[entity]]`: a name for a list of key fields.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct EntityText {
+    /// Unique.
+    pub(super) name: Text,
+    /// Fields of at least one source.
+    pub(super) keys: Vec<Text>,
+}
+
+/// `[[view]]`: features over the events of one source, one state for each key.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ViewText {
+    /// Unique.
+    pub(super) name: Text,
+    /// A source's name.
+    pub(super) source: Text,
+    /// Fields whose values make the key (`bool`, `int` or `string`); `[]` for one global state.
+    pub(super) keys: Vec<Text>,
+    /// Lengths of time to aggregate over, such as `["1h", "7d"]`.
+    #[serde(default)]
+    pub(super) windows: Vec<Text>,
+    /// A key whose newest event is older counts as expired, such as `"7d"`; never by default.
+    pub(super) ttl: Option<Text>,
+    /// Only events that pass are taken.
+    #[serde(rename = "where")]
+    pub(super) filter: Option<FilterText>,
+    /// What is computed.
+    pub(super) features: Spanned<Vec<Spanned<AggregateText>>>,
+}
+
+/// `where = { field = "late", equals = true }`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct FilterText {
+    /// A field of the source (`bool`, `int` or `string`).
+    pub(super) field: Text,
+    /// The value that it must have.
+    pub(super) equals: Spanned<toml::Value>,
+}
+
+/// One of a view's features: exactly one key.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AggregateText {
+    /// `true`: events in each window.
+    pub(super) count: Option<Spanned<bool>>,
+    /// An `int` or `float` field: its sum in each window.
+    pub(super) sum: Option<Text>,
+    /// An `int` or `float` field: its mean in each window.
+    pub(super) mean: Option<Text>,
+    /// A `bool` field: its share of trues in each window.
+    pub(super) rate: Option<Text>,
+    /// A `bool`, `int` or `float` field: its value in the newest event.
+    pub(super) last: Option<Text>,
+    /// `true`: hours since the newest event.
+    pub(super) age_of_last: Option<Spanned<bool>>,
+}
+
+/// `[[service]]`: the features of a model.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ServiceText {
+    /// Unique together with the version.
+    pub(super) name: Text,
+    /// From 1; a change of meaning needs a new one.
+    pub(super) version: Spanned<u32>,
+    /// What a request brings.
+    #[serde(default)]
+    pub(super) request: FieldsText,
+    /// The model's columns, in order.
+    pub(super) features: Spanned<Vec<Spanned<ColumnText>>>,
+}
+
+/// One or several of a service's columns: `request`, `view` or `difference`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ColumnText {
+    /// A request field (`bool`, `int`, `float`, or `string` with a dictionary).
+    pub(super) request: Option<Text>,
+    /// Known strings; a string's position is its value.
+    pub(super) dictionary: Option<Spanned<Vec<Text>>>,
+    /// A view's name; the columns are called `view:feature`.
+    pub(super) view: Option<Text>,
+    /// Which of the view's features; all by default.
+    pub(super) features: Option<Spanned<Vec<Text>>>,
+    /// Two features of views, `["a:x", "b:y"]`: one column with the first less the second.
+    pub(super) difference: Option<Spanned<[Text; 2]>>,
+    /// The name of a `difference`'s column.
+    pub(super) name: Option<Text>,
+    /// Value where there is none; NaN by default.
+    pub(super) default: Option<Spanned<f64>>,
+    /// Smallest and largest value.
+    pub(super) clip: Option<Spanned<[f64; 2]>>,
+}

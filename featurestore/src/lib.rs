@@ -1,0 +1,48 @@
+//! Feature definitions, online state, the event, label and prediction logs, and training rows.
+//!
+//! Owns what a feature is (`definition`, `service`), how it is computed (`window`: one pure `fold`
+//! and `read` for online writes, import and training rows alike) and where it is kept. Knows
+//! nothing of models, statistics or HTTP. Time is always a value passed in: milliseconds since the
+//! Unix epoch, UTC.
+
+pub mod backfill;
+mod commit;
+pub mod definition;
+pub mod event;
+pub mod join;
+pub mod labels;
+mod log;
+pub mod metrics;
+pub mod offline;
+pub mod online;
+pub mod predictions;
+pub mod project_file;
+pub mod service;
+pub mod value;
+mod varint;
+pub mod verify;
+pub mod window;
+
+pub use backfill::{BackfillRequest, Backfilled, HistoryError, ImportRequest, Imported};
+pub use definition::{
+    Aggregate, DefinitionError, Definitions, DurationError, Entity, Filter, Measure, MeasureKind,
+    Source, View, ViewFeature, ViewKey, WINDOW_TILES, WINDOWS_MAX, Window, parse_duration_ms,
+};
+pub use event::{Event, EventError, EventProblem};
+pub use join::PointInTime;
+pub use labels::{Label, LabelsIngested, Outcome, OutcomeCursor};
+pub use offline::{OfflineError, TrainingQuery, TrainingSet, training_rows};
+pub use online::{
+    Done, FeatureStore, IngestError, Ingested, OpenError, Overloaded, ReadError, RecordError,
+    SealError, StoreOptions, StoreStats,
+};
+pub use predictions::{PredictionKey, PredictionKeyError, PredictionRecord, Role, Sealed};
+pub use project_file::{ProjectFileError, ProjectText, nearest, parse_toml, read_toml};
+pub use service::{
+    Dictionary, FeatureOrigin, FeatureRow, InView, RequestError, Service, ServiceFeature,
+};
+pub use value::{
+    Field, FieldProblem, FieldType, Value, ValueDecodeError, decode_values, encode_values, time_ms,
+};
+pub use verify::{Mismatch, VerifyError, VerifyReport};
+pub use window::{Feature, Folded, StateError, Status, ViewState};

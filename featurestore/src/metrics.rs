@@ -1,0 +1,126 @@
+//! Every metric of this crate, with unit and help; handles are resolved when a store is opened.
+
+use metrics::{Counter, Gauge, Unit, counter, describe_counter, describe_gauge, gauge};
+
+use crate::service::FeatureRow;
+use crate::window::Status;
+
+/// Resolved handles of one store.
+#[derive(Clone)]
+pub(crate) struct StoreMetrics {
+    pub(crate) events_accepted: Counter,
+    pub(crate) events_duplicate: Counter,
+    pub(crate) events_late: Counter,
+    pub(crate) labels_accepted: Counter,
+    pub(crate) labels_duplicate: Counter,
+    pub(crate) labels_replaced: Counter,
+    pub(crate) labels_unknown: Counter,
+    pub(crate) labels_expired: Counter,
+    pub(crate) labels_pending: Gauge,
+    pub(crate) predictions: Counter,
+    pub(crate) spool_torn: Counter,
+    pub(crate) queue_batches: Gauge,
+    pub(crate) queue_bytes: Gauge,
+    pub(crate) groups: Counter,
+    pub(crate) stopped: Gauge,
+    features: [Counter; Status::ALL.len()],
+}
+
+impl StoreMetrics {
+    /// Resolves every handle with the recorder that is installed now.
+    pub(crate) fn resolve() -> Self {
+        Self {
+            events_accepted: counter!("loopgate_events_total", "outcome" => "accepted"),
+            events_duplicate: counter!("loopgate_events_total", "outcome" => "duplicate"),
+            events_late: counter!("loopgate_events_late_total"),
+            labels_accepted: counter!("loopgate_labels_total", "outcome" => "accepted"),
+            labels_duplicate: counter!("loopgate_labels_total", "outcome" => "duplicate"),
+            labels_replaced: counter!("loopgate_labels_replaced_total"),
+            labels_unknown: counter!("loopgate_labels_unknown_total"),
+            labels_expired: counter!("loopgate_labels_expired_total"),
+            labels_pending: gauge!("loopgate_labels_pending"),
+            predictions: counter!("loopgate_predictions_recorded_total"),
+            spool_torn: counter!("loopgate_spool_torn_total"),
+            queue_batches: gauge!("loopgate_store_queue_batches"),
+            queue_bytes: gauge!("loopgate_store_queue_bytes"),
+            groups: counter!("loopgate_store_commits_total"),
+            stopped: gauge!("loopgate_store_stopped"),
+            features: Status::ALL
+                .map(|status| counter!("loopgate_features_total", "status" => status.as_str())),
+        }
+    }
+
+    /// Counts the statuses of some rows.
+    pub(crate) fn count_features(&self, rows: &[FeatureRow]) {
+        let mut counts = [0u64; Status::ALL.len()];
+        for status in rows.iter().flat_map(|row| &row.statuses) {
+            counts[usize::from(status.code())] += 1;
+        }
+        for (counter, count) in self.features.iter().zip(counts) {
+            if count > 0 {
+                counter.increment(count);
+            }
+        }
+    }
+}
+
+/// Gives every metric its unit and help; call it once, after the recorder is installed.
+pub fn describe() {
+    let count = |name: &'static str, help: &'static str| {
+        describe_counter!(name, Unit::Count, help);
+    };
+    count("loopgate_events_total", "Events acknowledged, by outcome");
+    count(
+        "loopgate_events_late_total",
+        "Accepted events that came too late for at least one window",
+    );
+    count("loopgate_labels_total", "Labels acknowledged, by outcome");
+    count(
+        "loopgate_labels_replaced_total",
+        "Accepted labels that replaced an older one",
+    );
+    count(
+        "loopgate_labels_unknown_total",
+        "Accepted labels whose prediction was not known",
+    );
+    count(
+        "loopgate_labels_expired_total",
+        "Labels dropped because their prediction never came",
+    );
+    count(
+        "loopgate_predictions_recorded_total",
+        "Rows added to the prediction log",
+    );
+    count(
+        "loopgate_spool_torn_total",
+        "Spool files whose end was torn by a crash",
+    );
+    count(
+        "loopgate_store_commits_total",
+        "Groups of batches written with one fsync",
+    );
+    count(
+        "loopgate_features_total",
+        "Feature values read for serving, by status",
+    );
+    describe_gauge!(
+        "loopgate_labels_pending",
+        Unit::Count,
+        "Labels that wait for their prediction"
+    );
+    describe_gauge!(
+        "loopgate_store_queue_batches",
+        Unit::Count,
+        "Batches of events and labels that wait for the writer"
+    );
+    describe_gauge!(
+        "loopgate_store_queue_bytes",
+        Unit::Bytes,
+        "Estimated size of the batches that wait for the writer"
+    );
+    describe_gauge!(
+        "loopgate_store_stopped",
+        Unit::Count,
+        "1 after a failed write, when only a restart helps"
+    );
+}

@@ -1,0 +1,254 @@
+//! The join of sealed predictions and labels into training rows.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::datatypes::{Float32Type, TimestampMillisecondType, UInt32Type};
+use sha2::{Digest, Sha256};
+
+use super::segments::{Segment, corrupt, day_of, files_of_days, labels_folder, predictions_folder};
+use super::{OfflineError, TrainingQuery, TrainingSet, label_rows};
+use crate::labels::StoredLabel;
+use crate::predictions::columns::{lists, numbers, optional, texts};
+use crate::predictions::{PredictionKey, Role};
+
+/// The columns of predictions that training needs.
+const COLUMNS: [&str; 7] = [
+    "prediction_id",
+    "row",
+    "request_id",
+    "role",
+    "at",
+    "service",
+    "features.list.item",
+];
+
+pub(super) fn training_rows(
+    data_dir: &Path,
+    query: &TrainingQuery,
+) -> Result<TrainingSet, OfflineError> {
+    let labels = known_labels(data_dir, query)?;
+    let folder = predictions_folder(data_dir, &query.model);
+    let last = query.to_ms.saturating_sub(1);
+    let files = files_of_days(&folder, day_of(query.from_ms)..=day_of(last))?;
+    let stripes = std::thread::available_parallelism().map_or(1, |count| count.get().min(4));
+    let joined = std::thread::scope(|scope| {
+        let share = |stripe: usize| files.iter().skip(stripe).step_by(stripes);
+        let threads: Vec<_> = (0..stripes)
+            .map(|stripe| {
+                scope.spawn({
+                    let labels = &labels;
+                    move || join(share(stripe), query, labels)
+                })
+            })
+            .collect();
+        let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
+            thread.join().expect("the join does not panic")
+        };
+        threads.into_iter().map(join).collect::<Result<Vec<_>, _>>()
+    })?;
+    assemble(joined)
+}
+
+type Labels = HashMap<PredictionKey, StoredLabel>;
+
+/// The label that stood for each prediction at `known_by_ms`. A label does not arrive before its
+/// prediction is made, so earlier days are not read.
+fn known_labels(data_dir: &Path, query: &TrainingQuery) -> Result<Labels, OfflineError> {
+    let mut labels = Labels::new();
+    let days = day_of(query.from_ms)..=day_of(query.known_by_ms);
+    for path in files_of_days(&labels_folder(data_dir), days)? {
+        for batch in Segment::open(&path, &label_rows::JOINED)? {
+            let mut found = |prediction, label: StoredLabel| {
+                if label.arrived_ms <= query.known_by_ms {
+                    labels
+                        .entry(prediction)
+                        .and_modify(|held| {
+                            if label.supersedes(held) {
+                                *held = label;
+                            }
+                        })
+                        .or_insert(label);
+                }
+            };
+            let read = label_rows::read(&batch?, &mut found);
+            read.map_err(|problem| corrupt(&path, problem))?;
+        }
+    }
+    Ok(labels)
+}
+
+/// Labelled rows of some files, in the order of the files.
+#[derive(Default)]
+struct Joined {
+    /// Feature names and the file that they come from.
+    names: Option<(Vec<String>, PathBuf)>,
+    values: Vec<f32>,
+    rows: Vec<Row>,
+}
+
+struct Row {
+    predicted_ms: i64,
+    request_id: String,
+    prediction: PredictionKey,
+    label: f32,
+    known_ms: i64,
+}
+
+fn join<'a>(
+    files: impl Iterator<Item = &'a PathBuf>,
+    query: &TrainingQuery,
+    labels: &Labels,
+) -> Result<Joined, OfflineError> {
+    let mut joined = Joined::default();
+    for path in files {
+        let segment = Segment::open(path, &COLUMNS)?;
+        let names = segment.features()?;
+        let before = joined.rows.len();
+        for batch in segment {
+            let taken = joined.take(&batch?, names.len(), query, labels);
+            taken.map_err(|problem| corrupt(path, problem))?;
+        }
+        if joined.rows.len() > before {
+            joined.agree(Some((names, path.clone())))?;
+        }
+    }
+    Ok(joined)
+}
+
+impl Joined {
+    fn take(
+        &mut self,
+        batch: &RecordBatch,
+        width: usize,
+        query: &TrainingQuery,
+        labels: &Labels,
+    ) -> Result<(), String> {
+        let (ids, roles) = (texts(batch, "prediction_id")?, texts(batch, "role")?);
+        let (request_ids, services) = (texts(batch, "request_id")?, texts(batch, "service")?);
+        let numbers_of = numbers::<UInt32Type>(batch, "row")?;
+        let at = numbers::<TimestampMillisecondType>(batch, "at")?;
+        let features = lists(batch, "features")?;
+        let values = features.values().as_primitive_opt::<Float32Type>();
+        let values = values.ok_or("features are not float32")?.values();
+        let (from_ms, to_ms) = (query.from_ms, query.to_ms);
+        for index in 0..batch.num_rows() {
+            let predicted_ms = at.value(index);
+            if !(from_ms..to_ms).contains(&predicted_ms)
+                || features.is_null(index)
+                || optional(services, index) != Some(&query.service)
+                || roles.value(index) == Role::Shadow.as_str()
+            {
+                continue;
+            }
+            let id = ids.value(index);
+            let prediction = PredictionKey {
+                id: uuid::Uuid::try_parse(id).map_err(|_| format!("prediction id `{id}`"))?,
+                row: numbers_of.value(index),
+            };
+            let Some(label) = labels.get(&prediction) else {
+                continue;
+            };
+            let ends = features.value_offsets();
+            let row = &values[ends[index] as usize..ends[index + 1] as usize];
+            if row.len() != width {
+                return Err(format!("{} features in a row, {width} names", row.len()));
+            }
+            self.values.extend_from_slice(row);
+            self.rows.push(Row {
+                predicted_ms,
+                request_id: optional(request_ids, index).unwrap_or_default().to_owned(),
+                prediction,
+                label: label.value,
+                known_ms: label.arrived_ms,
+            });
+        }
+        Ok(())
+    }
+
+    fn agree(&mut self, names: Option<(Vec<String>, PathBuf)>) -> Result<(), OfflineError> {
+        match (&self.names, names) {
+            (_, None) => Ok(()),
+            (Some((held, _)), Some((names, path))) if *held != names => {
+                Err(OfflineError::FeaturesDiffer { path })
+            }
+            (Some(_), Some(_)) => Ok(()),
+            (None, names) => {
+                self.names = names;
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Sorts the rows, drops repeated ones (two backfills may cover the same request) and takes the digest.
+/// Ties of (time, request id) are broken by content: prediction ids are random.
+fn assemble(mut parts: Vec<Joined>) -> Result<TrainingSet, OfflineError> {
+    let mut all = Joined::default();
+    for part in &mut parts {
+        all.agree(part.names.take())?;
+    }
+    let names = all.names.map_or(Vec::new(), |(names, _)| names);
+    let width = names.len();
+    let mut order: Vec<(usize, usize)> = Vec::new();
+    for (index, part) in parts.iter().enumerate() {
+        order.extend((0..part.rows.len()).map(|row| (index, row)));
+    }
+    let row = |place: (usize, usize)| &parts[place.0].rows[place.1];
+    let values = |place: (usize, usize)| &parts[place.0].values[place.1 * width..][..width];
+    let bits = |place| values(place).iter().map(|value| value.to_bits());
+    order.sort_unstable_by(|&a, &b| {
+        let key = |place| (row(place).predicted_ms, row(place).request_id.as_str());
+        let content = |place| (row(place).known_ms, row(place).label.to_bits());
+        key(a)
+            .cmp(&key(b))
+            .then_with(|| content(a).cmp(&content(b)))
+            .then_with(|| bits(a).cmp(bits(b)))
+            .then_with(|| row(a).prediction.cmp(&row(b).prediction))
+    });
+    let mut seen = std::collections::HashSet::with_capacity(order.len());
+    order.retain(|&place| seen.insert(row(place).prediction));
+    let mut set = TrainingSet {
+        values: Vec::with_capacity(order.len() * width),
+        labels: order.iter().map(|&place| row(place).label).collect(),
+        predicted_ms: order.iter().map(|&it| row(it).predicted_ms).collect(),
+        known_ms: order.iter().map(|&place| row(place).known_ms).collect(),
+        request_ids: order.iter().map(|&it| row(it).request_id.clone()).collect(),
+        names,
+        digest: [0; 32],
+    };
+    order
+        .iter()
+        .for_each(|&it| set.values.extend_from_slice(values(it)));
+    set.digest = digest(&set);
+    Ok(set)
+}
+
+/// SHA-256 over names, then per row time, request id, arrival and bits of label and values. Lengths go
+/// before what varies in length.
+fn digest(set: &TrainingSet) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    let text = |hash: &mut Sha256, text: &str| {
+        hash.update((text.len() as u64).to_le_bytes());
+        hash.update(text.as_bytes());
+    };
+    hash.update((set.names.len() as u64).to_le_bytes());
+    set.names.iter().for_each(|name| text(&mut hash, name));
+    let mut bytes = Vec::new();
+    for row in 0..set.rows() {
+        hash.update(set.predicted_ms[row].to_le_bytes());
+        text(&mut hash, &set.request_ids[row]);
+        hash.update(set.known_ms[row].to_le_bytes());
+        hash.update(set.labels[row].to_bits().to_le_bytes());
+        bytes.clear();
+        let values = &set.values[row * set.columns()..(row + 1) * set.columns()];
+        bytes.extend(
+            values
+                .iter()
+                .flat_map(|value| value.to_bits().to_le_bytes()),
+        );
+        hash.update(&bytes);
+    }
+    hash.finalize().into()
+}

@@ -1,0 +1,62 @@
+//! One process per data folder: an exclusive lock on `LOCK`, which names its holder.
+//!
+//! The kernel releases the lock with the process, however it ends; the file stays.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, Write};
+use std::path::Path;
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+
+use super::OpenError;
+
+/// The held lock; dropping it lets go.
+#[derive(Debug)]
+pub(crate) struct FolderLock {
+    _file: File,
+}
+
+/// The lock file within the data folder.
+const LOCK_FILE: &str = "LOCK";
+
+impl FolderLock {
+    /// Takes the lock on `folder` or says who has it.
+    pub(crate) fn take(folder: &Path) -> Result<Self, OpenError> {
+        let path = folder.join(LOCK_FILE);
+        let failed = |source: std::io::Error| OpenError::Io {
+            path: path.clone(),
+            source,
+        };
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(failed)?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => {
+                return Err(OpenError::Held {
+                    path: folder.to_owned(),
+                    holder: holder(&mut file),
+                });
+            }
+            Err(errno) => return Err(failed(errno.into())),
+        }
+        file.set_len(0).map_err(failed)?;
+        file.rewind().map_err(failed)?;
+        write!(file, "pid {}", std::process::id()).map_err(failed)?;
+        Ok(Self { _file: file })
+    }
+}
+
+/// What the holder wrote; it may be writing just now.
+fn holder(file: &mut File) -> String {
+    let mut text = String::new();
+    match file.take(64).read_to_string(&mut text) {
+        Ok(_) if text.starts_with("pid ") => text.trim().to_owned(),
+        _ => "another process".to_owned(),
+    }
+}

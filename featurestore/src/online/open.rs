@@ -1,0 +1,239 @@
+//! Opening a data folder: lock, format, high-water mark, spool left behind, views new or changed.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use rocksdb::WriteBatch;
+
+use super::keys::{Column, FORMAT, Key};
+use super::lock::FolderLock;
+use super::mark::{Acked, Mark};
+use super::shared::Opened;
+use super::tables::Tables;
+use super::{OpenError, ReadError, StoreOptions};
+use crate::commit::states::States;
+use crate::commit::{Counters, WriterStart};
+use crate::definition::{Definitions, View};
+use crate::log::{Scan, Schemas};
+use crate::metrics::StoreMetrics;
+use crate::offline::segments::make_folder;
+use crate::predictions::PredictionKey;
+use crate::predictions::seal::{closed_files, seal_file};
+
+/// Opens the folder; what the store shares, what the writer goes on from, and the predictions whose
+/// pending labels can be resolved at once.
+pub(crate) fn open(
+    data_dir: &Path,
+    definitions: Arc<Definitions>,
+    options: &StoreOptions,
+) -> Result<(Opened, WriterStart, Vec<PredictionKey>), OpenError> {
+    let (online, spool) = (data_dir.join("online"), data_dir.join("spool"));
+    for folder in [data_dir, &online, &spool] {
+        make_folder(folder).map_err(io_at(folder))?;
+    }
+    let lock = FolderLock::take(data_dir)?;
+    let tables = Tables::open(&online, options.block_cache_bytes).map_err(database)?;
+    check_format(&tables)?;
+    let (last_seq, counters) = read_counters(&tables)?;
+    let path = data_dir.join("acked");
+    let (mark, acked) = Mark::open(&path).map_err(io_at(&path))?;
+    check_mark(acked, last_seq, counters.label_seq)?;
+    let metrics = StoreMetrics::resolve();
+    for file in closed_files(&spool)? {
+        seal_file(data_dir, &file, &metrics)?;
+    }
+    let schemas = Schemas::load(&tables, &definitions).map_err(read)?;
+    renew_views(&tables, &schemas, &definitions, options.cached_states_max)?;
+    let (pending, resolved) = read_pending(&tables)?;
+    metrics.labels_pending.set(pending.len() as f64);
+    metrics.stopped.set(0.0);
+    let start = WriterStart {
+        last_seq,
+        counters,
+        pending_order: pending
+            .iter()
+            .map(|(key, arrived)| (*arrived, *key))
+            .collect(),
+        mark,
+    };
+    let opened = Opened {
+        data_dir: data_dir.to_owned(),
+        lock,
+        tables,
+        definitions,
+        schemas,
+        options: options.clone(),
+        metrics,
+        pending,
+        last_seq,
+        counters,
+    };
+    Ok((opened, start, resolved))
+}
+
+fn check_format(tables: &Tables) -> Result<(), OpenError> {
+    let found = tables.get(Key::Format).map_err(database)?;
+    let Some(found) = found else {
+        let mut batch = WriteBatch::default();
+        tables.put(&mut batch, Key::Format, &FORMAT.to_le_bytes());
+        return tables.write_durably(batch).map_err(database);
+    };
+    let found = found.as_ref().try_into().map(u32::from_le_bytes);
+    match found.map_err(|_| OpenError::Damaged("format number".to_owned()))? {
+        FORMAT => Ok(()),
+        found => Err(OpenError::Newer {
+            found,
+            known: FORMAT,
+        }),
+    }
+}
+
+/// The last sequence number and the counters, held against the ends of both logs.
+fn read_counters(tables: &Tables) -> Result<(u64, Counters), OpenError> {
+    let last_seq = tables.get_number(Key::LastSeq).map_err(database)?;
+    let last_seq = last_seq.unwrap_or(0);
+    let counters = match tables.get(Key::Counters).map_err(database)? {
+        Some(bytes) => Counters::decode(&bytes)
+            .ok_or_else(|| OpenError::Damaged("counters do not decode".to_owned()))?,
+        None => Counters::default(),
+    };
+    for (column, last) in [
+        (Column::Events, last_seq),
+        (Column::LabelLog, counters.label_seq),
+    ] {
+        let found = tables.last_key(column).map_err(database)?;
+        let found = found.and_then(|key| Key::number(&key)).unwrap_or(0);
+        if found != last {
+            return Err(OpenError::Damaged(format!(
+                "`{}` ends at {found}, the counters say {last}",
+                column.name()
+            )));
+        }
+    }
+    Ok((last_seq, counters))
+}
+
+fn check_mark(acked: Acked, last_seq: u64, label_seq: u64) -> Result<(), OpenError> {
+    if acked.seq <= last_seq && acked.label_seq <= label_seq {
+        return Ok(());
+    }
+    Err(OpenError::Cut {
+        found: last_seq,
+        acked: acked.seq,
+        found_labels: label_seq,
+        acked_labels: acked.label_seq,
+    })
+}
+
+/// The labels that wait, without those whose prediction is in the index by now.
+fn read_pending(
+    tables: &Tables,
+) -> Result<(HashMap<PredictionKey, i64>, Vec<PredictionKey>), OpenError> {
+    let mut pending = HashMap::new();
+    let mut resolved = Vec::new();
+    for pair in tables.scan(Column::PendingLabels, &[]) {
+        let (key, value) = pair.map_err(database)?;
+        let arrived = value.as_ref().try_into().map(i64::from_le_bytes).ok();
+        let (prediction, arrived_ms) = Key::prediction(&key)
+            .zip(arrived)
+            .ok_or_else(|| OpenError::Damaged("a pending label".to_owned()))?;
+        let recorded = tables.get(Key::Prediction(prediction)).map_err(database)?;
+        if recorded.is_some() {
+            resolved.push(prediction);
+        }
+        pending.insert(prediction, arrived_ms);
+    }
+    Ok((pending, resolved))
+}
+
+/// Events between two writes of a rebuild.
+const REBUILD_EVENTS: u64 = 65_536;
+
+/// Folds the whole log into views that the database does not know, and drops the states of views that
+/// are no longer defined. A view counts as known when its rebuild is complete.
+fn renew_views(
+    tables: &Tables,
+    schemas: &Schemas,
+    definitions: &Definitions,
+    states_max: usize,
+) -> Result<(), OpenError> {
+    let mut known = Vec::new();
+    for pair in tables.scan(Column::Meta, &Key::View(0).to_bytes()) {
+        let (key, _) = pair.map_err(database)?;
+        let Some(id) = Key::view_id(&key) else { break };
+        known.push(id);
+    }
+    let mut batch = WriteBatch::default();
+    let defined = |id: u64| definitions.views.iter().any(|view| view.id == id);
+    for id in known.iter().copied().filter(|id| !defined(*id)) {
+        drop_states(tables, &mut batch, id);
+        tables.delete(&mut batch, Key::View(id));
+    }
+    let fresh: Vec<Arc<View>> = definitions
+        .views
+        .iter()
+        .filter(|view| !known.contains(&view.id))
+        .cloned()
+        .collect();
+    // An earlier rebuild may have been cut off.
+    fresh
+        .iter()
+        .for_each(|view| drop_states(tables, &mut batch, view.id));
+    tables.write_durably(batch).map_err(database)?;
+    if fresh.is_empty() {
+        return Ok(());
+    }
+    let mut states = States::new(fresh.clone(), states_max);
+    let mut events = 0;
+    for logged in Scan::from(tables, schemas, 0) {
+        let logged = logged.map_err(read)?;
+        states
+            .fold(tables, &logged.event, logged.seq)
+            .map_err(read)?;
+        events += 1;
+        if events % REBUILD_EVENTS == 0 {
+            let mut batch = WriteBatch::default();
+            states.write(tables, &mut batch);
+            tables.write_lazily(batch).map_err(database)?;
+            states.age();
+        }
+    }
+    if events > 0 {
+        let names: Vec<_> = fresh.iter().map(|view| &*view.name).collect();
+        tracing::info!(views = ?names, events, "views rebuilt from the event log");
+    }
+    let mut batch = WriteBatch::default();
+    states.write(tables, &mut batch);
+    fresh
+        .iter()
+        .for_each(|view| tables.put(&mut batch, Key::View(view.id), &[]));
+    tables.write_durably(batch).map_err(database)
+}
+
+fn drop_states(tables: &Tables, batch: &mut WriteBatch, view: u64) {
+    let from = view.to_be_bytes();
+    // The last sequence number lies behind the last possible view.
+    let to = view.saturating_add(1).to_be_bytes();
+    tables.delete_range(batch, Column::State, [&from, &to]);
+}
+
+fn io_at(path: &Path) -> impl Fn(std::io::Error) -> OpenError {
+    let path = path.to_owned();
+    move |source| OpenError::Io {
+        path: path.clone(),
+        source,
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+fn database(error: rocksdb::Error) -> OpenError {
+    OpenError::Database(error.to_string())
+}
+
+fn read(error: ReadError) -> OpenError {
+    match error {
+        ReadError::Database(problem) => OpenError::Database(problem),
+        ReadError::Damaged(problem) => OpenError::Damaged(problem),
+    }
+}

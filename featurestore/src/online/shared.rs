@@ -1,0 +1,94 @@
+//! What the threads of one store share.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use super::StoreOptions;
+use super::lock::FolderLock;
+use super::tables::Tables;
+use crate::commit::Counters;
+use crate::definition::Definitions;
+use crate::log::Schemas;
+use crate::metrics::StoreMetrics;
+use crate::predictions::PredictionKey;
+use crate::predictions::spool::Spool;
+
+/// Shared by the writer thread and all handles. The locks are held for memory work, but `spool` (one
+/// recorder, and a seal for a moment) and `sealing` (one seal or read of the whole log at a time).
+pub(crate) struct Shared {
+    pub(crate) tables: Tables,
+    pub(crate) definitions: Arc<Definitions>,
+    pub(crate) schemas: Schemas,
+    pub(crate) options: StoreOptions,
+    pub(crate) data_dir: PathBuf,
+    pub(crate) metrics: StoreMetrics,
+    /// Labels that wait for their prediction, with their arrival. The writer adds and removes; the
+    /// recorder looks.
+    pub(crate) pending: Mutex<HashMap<PredictionKey, i64>>,
+    /// Last sequence number and counters as of the last group on disk.
+    pub(crate) counters: Mutex<(u64, Counters)>,
+    /// Why the writer has stopped.
+    pub(crate) stopped: OnceLock<Arc<str>>,
+    pub(crate) spool: Mutex<Spool>,
+    pub(crate) sealing: Mutex<()>,
+    predictions: AtomicU64,
+    /// Released last, when the database is closed.
+    _lock: FolderLock,
+}
+
+impl Shared {
+    /// Everything at rest.
+    pub(crate) fn new(opened: Opened) -> Self {
+        let folder = opened.data_dir.join("spool");
+        let definitions = Arc::clone(&opened.definitions);
+        let spool = Spool::new(folder, definitions, opened.options.spool_rows_max);
+        Self {
+            tables: opened.tables,
+            definitions: opened.definitions,
+            schemas: opened.schemas,
+            options: opened.options,
+            data_dir: opened.data_dir,
+            metrics: opened.metrics,
+            pending: Mutex::new(opened.pending),
+            counters: Mutex::new((opened.last_seq, opened.counters)),
+            stopped: OnceLock::new(),
+            spool: Mutex::new(spool),
+            sealing: Mutex::new(()),
+            predictions: AtomicU64::new(0),
+            _lock: opened.lock,
+        }
+    }
+
+    /// Counts recorded rows.
+    pub(crate) fn count_predictions(&self, rows: u64) {
+        self.predictions.fetch_add(rows, Ordering::Relaxed);
+        self.metrics.predictions.increment(rows);
+    }
+
+    /// Rows recorded since the store was opened.
+    pub(crate) fn predictions(&self) -> u64 {
+        self.predictions.load(Ordering::Relaxed)
+    }
+}
+
+/// What opening found.
+pub(crate) struct Opened {
+    pub(crate) data_dir: PathBuf,
+    pub(crate) lock: FolderLock,
+    pub(crate) tables: Tables,
+    pub(crate) definitions: Arc<Definitions>,
+    pub(crate) schemas: Schemas,
+    pub(crate) options: StoreOptions,
+    pub(crate) metrics: StoreMetrics,
+    pub(crate) pending: HashMap<PredictionKey, i64>,
+    pub(crate) last_seq: u64,
+    pub(crate) counters: Counters,
+}
+
+/// Takes a lock; one that a panicking thread left is taken all the same, since every holder leaves the
+/// value whole.
+pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

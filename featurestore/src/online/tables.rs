@@ -1,0 +1,175 @@
+//! RocksDB as this crate uses it: how it is opened, and typed access by [`Key`].
+//!
+//! Memory is bounded by one block cache (index and filter blocks included) and one budget for all
+//! write buffers. Every get passes a bloom filter first, so that a dedupe key or prediction that is
+//! not there costs no disk read.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use rocksdb::compaction_filter::Decision;
+use rocksdb::{
+    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType,
+    DBIterator, DBPinnableSlice, Direction, Error, IteratorMode, Options, WriteBatch, WriteOptions,
+};
+
+use super::keys::{Column, Key};
+use crate::predictions::index::Scored;
+
+/// The open database.
+pub(crate) struct Tables {
+    db: DB,
+    /// Predictions before this time are dropped by compaction.
+    drop_before_ms: Arc<AtomicI64>,
+}
+
+/// Write buffers of all column families together, in bytes.
+const WRITE_BUFFERS_BYTES: usize = 96 << 20;
+/// One write buffer, in bytes.
+const WRITE_BUFFER_BYTES: usize = 24 << 20;
+/// Write-ahead log before memtables are flushed for its sake, in bytes: bounds the replay at open.
+const WAL_BYTES_MAX: u64 = 192 << 20;
+/// File handles that RocksDB may keep.
+const OPEN_FILES_MAX: i32 = 512;
+
+impl Tables {
+    /// Opens or makes the database in `folder`.
+    pub(crate) fn open(folder: &Path, block_cache_bytes: usize) -> Result<Self, Error> {
+        let cache = Cache::new_lru_cache(block_cache_bytes);
+        let drop_before_ms = Arc::new(AtomicI64::new(i64::MIN));
+        let columns = Column::ALL.map(|column| {
+            let options = column_options(column, &cache, &drop_before_ms);
+            ColumnFamilyDescriptor::new(column.name(), options)
+        });
+        let db = DB::open_cf_descriptors(&database_options(), folder, columns)?;
+        Ok(Self { db, drop_before_ms })
+    }
+
+    /// The handle of a column family.
+    pub(crate) fn column(&self, column: Column) -> &ColumnFamily {
+        self.db
+            .cf_handle(column.name())
+            .expect("every column family is opened")
+    }
+
+    /// The value of a key.
+    pub(crate) fn get(&self, key: Key<'_>) -> Result<Option<DBPinnableSlice<'_>>, Error> {
+        self.db
+            .get_pinned_cf(self.column(key.column()), key.to_bytes())
+    }
+
+    /// A number stored as eight little endian bytes; `None` also where it is not eight bytes.
+    pub(crate) fn get_number(&self, key: Key<'_>) -> Result<Option<u64>, Error> {
+        let value = self.get(key)?;
+        Ok(value.and_then(|bytes| Some(u64::from_le_bytes(bytes.as_ref().try_into().ok()?))))
+    }
+
+    /// The values of some keys of one column family, at one cut, in their order.
+    pub(crate) fn get_many<'a>(
+        &self,
+        column: Column,
+        keys: impl IntoIterator<Item = &'a [u8]>,
+    ) -> Result<Vec<Option<DBPinnableSlice<'_>>>, Error> {
+        let keys: Vec<&[u8]> = keys.into_iter().collect();
+        self.db
+            .batched_multi_get_cf(self.column(column), keys.iter(), false)
+            .into_iter()
+            .collect()
+    }
+
+    /// Key and value pairs of a column family from `start` on.
+    pub(crate) fn scan(&self, column: Column, start: &[u8]) -> DBIterator<'_> {
+        let mode = IteratorMode::From(start, Direction::Forward);
+        self.db.iterator_cf(self.column(column), mode)
+    }
+
+    /// The last key of a column family.
+    pub(crate) fn last_key(&self, column: Column) -> Result<Option<Box<[u8]>>, Error> {
+        let mut last = self.db.iterator_cf(self.column(column), IteratorMode::End);
+        last.next().map(|pair| pair.map(|(key, _)| key)).transpose()
+    }
+
+    /// Adds a put to a batch.
+    pub(crate) fn put(&self, batch: &mut WriteBatch, key: Key<'_>, value: &[u8]) {
+        batch.put_cf(self.column(key.column()), key.to_bytes(), value);
+    }
+
+    /// Adds a removal to a batch.
+    pub(crate) fn delete(&self, batch: &mut WriteBatch, key: Key<'_>) {
+        batch.delete_cf(self.column(key.column()), key.to_bytes());
+    }
+
+    /// Adds the removal of `from..to` to a batch.
+    pub(crate) fn delete_range(&self, batch: &mut WriteBatch, column: Column, ends: [&[u8]; 2]) {
+        batch.delete_range_cf(self.column(column), ends[0], ends[1]);
+    }
+
+    /// Writes a batch and waits until it is on disk.
+    pub(crate) fn write_durably(&self, batch: WriteBatch) -> Result<(), Error> {
+        let mut options = WriteOptions::default();
+        options.set_sync(true);
+        self.db.write_opt(batch, &options)
+    }
+
+    /// Writes a batch that a crash of the machine may lose, though not one of the process.
+    pub(crate) fn write_lazily(&self, batch: WriteBatch) -> Result<(), Error> {
+        self.db.write_opt(batch, &WriteOptions::default())
+    }
+
+    /// Lets compaction drop predictions before this time; the limit only rises.
+    pub(crate) fn drop_predictions_before(&self, at_ms: i64) {
+        self.drop_before_ms.fetch_max(at_ms, Ordering::Relaxed);
+    }
+}
+
+fn database_options() -> Options {
+    let mut options = Options::default();
+    options.create_if_missing(true);
+    options.create_missing_column_families(true);
+    options.set_db_write_buffer_size(WRITE_BUFFERS_BYTES);
+    options.set_max_total_wal_size(WAL_BYTES_MAX);
+    options.set_max_open_files(OPEN_FILES_MAX);
+    options.set_max_background_jobs(2);
+    options.set_bytes_per_sync(1 << 20);
+    options.set_keep_log_file_num(4);
+    options.set_max_log_file_size(4 << 20);
+    options.set_track_and_verify_wals_in_manifest(true);
+    options
+}
+
+fn column_options(column: Column, cache: &Cache, drop_before_ms: &Arc<AtomicI64>) -> Options {
+    let mut table = BlockBasedOptions::default();
+    table.set_block_cache(cache);
+    table.set_bloom_filter(10.0, false);
+    table.set_cache_index_and_filter_blocks(true);
+    table.set_pin_l0_filter_and_index_blocks_in_cache(true);
+    table.set_format_version(5);
+    let mut options = Options::default();
+    options.set_write_buffer_size(WRITE_BUFFER_BYTES);
+    options.set_level_compaction_dynamic_level_bytes(true);
+    options.set_compression_type(DBCompressionType::Lz4);
+    match column {
+        Column::Dedupe | Column::Labels => {
+            options.set_memtable_prefix_bloom_ratio(0.05);
+            options.set_memtable_whole_key_filtering(true);
+        }
+        Column::PredictionIndex => {
+            options.set_memtable_prefix_bloom_ratio(0.05);
+            options.set_memtable_whole_key_filtering(true);
+            let drop_before_ms = Arc::clone(drop_before_ms);
+            options.set_compaction_filter(
+                "prediction_ttl",
+                move |_, _, value| match Scored::time_of(value) {
+                    Some(at_ms) if at_ms < drop_before_ms.load(Ordering::Relaxed) => {
+                        Decision::Remove
+                    }
+                    _ => Decision::Keep,
+                },
+            );
+        }
+        _ => {}
+    }
+    options.set_block_based_table_factory(&table);
+    options
+}

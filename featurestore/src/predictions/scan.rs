@@ -1,0 +1,64 @@
+//! Reads the whole prediction log of a model: sealed Parquet, then the spool.
+
+use super::PredictionRecord;
+use super::columns::{Records, Row};
+use super::seal::closed_files;
+use super::spool::SpoolReader;
+use crate::offline::OfflineError;
+use crate::offline::segments::{Segment, corrupt, day_of, files_of_days, predictions_folder};
+use crate::online::shared::{Shared, locked};
+
+/// Which rows to read.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Range<'a> {
+    pub(crate) model: &'a str,
+    /// At or after.
+    pub(crate) from_ms: i64,
+    /// Before.
+    pub(crate) to_ms: i64,
+}
+
+/// Calls `found` with each row of the files that may hold rows of `range` for which `wanted` says so.
+/// Keeps seals out meanwhile, so that no row is read in both places.
+pub(crate) fn scan(
+    shared: &Shared,
+    range: Range<'_>,
+    wanted: &mut dyn FnMut(&Row<'_>) -> bool,
+    found: &mut dyn FnMut(PredictionRecord),
+) -> Result<(), OfflineError> {
+    let _no_seal = locked(&shared.sealing);
+    let spool = shared.data_dir.join("spool");
+    let spooled = {
+        let mut open = locked(&shared.spool);
+        let flushed = open.flush();
+        flushed.map_err(|error| corrupt(&spool, error.to_string()))?;
+        closed_files(&spool).map_err(|error| corrupt(&spool, error.to_string()))?
+    };
+    let mut records = Records::new(&shared.definitions);
+    let folder = predictions_folder(&shared.data_dir, range.model);
+    let days = day_of(range.from_ms)..=day_of(range.to_ms.saturating_sub(1));
+    for path in files_of_days(&folder, days)? {
+        for batch in Segment::open(&path, &[])? {
+            let read = records.read(&batch?, wanted);
+            let read = read.map_err(|problem| corrupt(&path, problem))?;
+            read.into_iter().for_each(&mut *found);
+        }
+    }
+    for path in spooled {
+        let name = path.file_stem().and_then(|name| name.to_str());
+        let model = name.and_then(|name| Some(name.split_once('-')?.1));
+        if model != Some(range.model) {
+            continue;
+        }
+        let reader = SpoolReader::open(&path).map_err(|source| OfflineError::Io {
+            path: path.clone(),
+            source,
+        })?;
+        for batch in reader {
+            let read = records.read(&batch, wanted);
+            let read = read.map_err(|problem| corrupt(&path, problem))?;
+            read.into_iter().for_each(&mut *found);
+        }
+    }
+    Ok(())
+}

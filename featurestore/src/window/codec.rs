@@ -1,0 +1,202 @@
+//! The binary form of a view's state: sparse, versioned, typically a few hundred bytes.
+//!
+//! Layout: version; 0 for an empty state, else 1 and the newest event's time and sequence number;
+//! one f32 for each kept field; for each window a 16-bit mask of the tiles that exist, bit k being
+//! the k-th before the newest; then each tile's rows and, per measure, nulls and sum. Integers are
+//! variable-length. The reader takes any bytes: it checks every bound and never panics, nor does a
+//! fold into or a read from what it accepted.
+
+use thiserror::Error;
+
+use super::{Cell, Latest, SUM_MAX, Tile, ViewState};
+use crate::definition::{View, WINDOW_TILES};
+use crate::varint;
+
+/// First byte of every state.
+const STATE_VERSION: u8 = 1;
+
+/// No tile counts more rows, so that twelve of them add up without overflow.
+const ROWS_MAX: u64 = 1 << 56;
+
+/// Why bytes are not a state of the view.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum StateError {
+    /// The bytes end inside the state
+    #[error("state is cut short")]
+    CutShort,
+    /// Bytes are left behind the state
+    #[error("{bytes} bytes follow the state")]
+    Trailing {
+        /// How many
+        bytes: usize,
+    },
+    /// Written by another version of the program
+    #[error("state has version {found}, known is {STATE_VERSION}")]
+    Version {
+        /// The version found
+        found: u8,
+    },
+    /// A part that no fold can have made
+    #[error("state has an impossible {part}")]
+    Impossible {
+        /// Which part
+        part: &'static str,
+    },
+}
+
+impl ViewState {
+    /// Appends the binary form. `view` is the one whose events were folded.
+    pub fn encode(&self, view: &View, out: &mut Vec<u8>) {
+        out.push(STATE_VERSION);
+        let Some(latest) = self.latest else {
+            out.push(0);
+            return;
+        };
+        out.push(1);
+        varint::put(varint::zigzag(latest.event_ms), out);
+        varint::put(latest.seq, out);
+        for value in &self.last {
+            out.extend_from_slice(&value.to_le_bytes());
+        }
+        let mut tiles = self.tiles.iter().peekable();
+        for (index, window) in view.windows.iter().enumerate() {
+            let newest = window.tile_of(latest.event_ms);
+            let mut mask = 0u16;
+            while let Some(tile) = tiles.next_if(|tile| tile.window == index) {
+                mask |= 1 << (newest - tile.number);
+            }
+            out.extend_from_slice(&mask.to_le_bytes());
+        }
+        let width = view.measures.len();
+        for (index, tile) in self.tiles.iter().enumerate() {
+            varint::put(tile.rows, out);
+            for cell in &self.cells[index * width..(index + 1) * width] {
+                varint::put(tile.rows - cell.present, out);
+                put_sum(cell.sum, out);
+            }
+        }
+    }
+
+    /// Reads what `encode` wrote for the same view.
+    pub fn decode(view: &View, bytes: &[u8]) -> Result<Self, StateError> {
+        let input = &mut { bytes };
+        match take_byte(input)? {
+            STATE_VERSION => {}
+            found => return Err(StateError::Version { found }),
+        }
+        let state = match take_byte(input)? {
+            0 => Self::default(),
+            1 => Self::decode_content(view, input)?,
+            _ => return Err(impossible("flag")),
+        };
+        if !input.is_empty() {
+            return Err(StateError::Trailing { bytes: input.len() });
+        }
+        Ok(state)
+    }
+
+    fn decode_content(view: &View, input: &mut &[u8]) -> Result<Self, StateError> {
+        let latest = Latest {
+            event_ms: varint::unzigzag(take(input)?),
+            seq: take(input)?,
+        };
+        let last = view
+            .last_fields
+            .iter()
+            .map(|_| take_last(input))
+            .collect::<Result<_, _>>()?;
+        let tiles = decode_places(view, latest, input)?;
+        let mut state = Self {
+            latest: Some(latest),
+            last,
+            cells: Vec::with_capacity(tiles.len() * view.measures.len()),
+            tiles,
+        };
+        for tile in &mut state.tiles {
+            tile.rows = take(input)?;
+            if tile.rows == 0 || tile.rows > ROWS_MAX {
+                return Err(impossible("row count"));
+            }
+            for _ in &view.measures {
+                let present = tile.rows.checked_sub(take(input)?);
+                state.cells.push(Cell {
+                    present: present.ok_or_else(|| impossible("null count"))?,
+                    sum: take_sum(input)?,
+                });
+            }
+        }
+        Ok(state)
+    }
+}
+
+/// The tiles that the masks name, still without rows.
+fn decode_places(view: &View, latest: Latest, input: &mut &[u8]) -> Result<Vec<Tile>, StateError> {
+    let masks = varint::take_bytes(input, view.windows.len() * 2).ok_or(StateError::CutShort)?;
+    let count: u32 = masks.iter().map(|byte| byte.count_ones()).sum();
+    let mut tiles = Vec::with_capacity(count as usize);
+    for (index, (window, mask)) in view.windows.iter().zip(masks.chunks_exact(2)).enumerate() {
+        let mask = u16::from_le_bytes([mask[0], mask[1]]);
+        // The newest event lies in the newest tile of every window.
+        if mask & 1 == 0 || mask >> WINDOW_TILES != 0 {
+            return Err(impossible("tile mask"));
+        }
+        let newest = window.tile_of(latest.event_ms);
+        for age in (0..WINDOW_TILES).rev().filter(|age| mask >> age & 1 == 1) {
+            tiles.push(Tile {
+                window: index,
+                number: newest - age,
+                rows: 0,
+            });
+        }
+    }
+    Ok(tiles)
+}
+
+/// Most sums are of whole numbers, whose low 32 bits are zero: those are left out, and bit 0 says
+/// so.
+fn put_sum(sum: i128, out: &mut Vec<u8>) {
+    let whole = sum >> 32;
+    if whole << 32 == sum {
+        varint::put_wide(varint::zigzag_wide(whole) << 1 | 1, out);
+    } else {
+        varint::put_wide(varint::zigzag_wide(sum) << 1, out);
+    }
+}
+
+fn take_sum(input: &mut &[u8]) -> Result<i128, StateError> {
+    let coded = varint::take_wide(input).ok_or(StateError::CutShort)?;
+    let number = varint::unzigzag_wide(coded >> 1);
+    let (sum, max) = match coded & 1 {
+        1 => (number << 32, SUM_MAX >> 32),
+        _ => (number, SUM_MAX),
+    };
+    // `number` has 127 bits at most, so its magnitude is a number too.
+    if number.abs() > max {
+        return Err(impossible("sum"));
+    }
+    Ok(sum)
+}
+
+fn take_last(input: &mut &[u8]) -> Result<f32, StateError> {
+    let (bytes, rest) = input.split_first_chunk::<4>().ok_or(StateError::CutShort)?;
+    *input = rest;
+    let value = f32::from_le_bytes(*bytes);
+    if value.is_infinite() {
+        return Err(impossible("last value"));
+    }
+    Ok(value)
+}
+
+fn take_byte(input: &mut &[u8]) -> Result<u8, StateError> {
+    let (&byte, rest) = input.split_first().ok_or(StateError::CutShort)?;
+    *input = rest;
+    Ok(byte)
+}
+
+fn take(input: &mut &[u8]) -> Result<u64, StateError> {
+    varint::take(input).ok_or(StateError::CutShort)
+}
+
+fn impossible(part: &'static str) -> StateError {
+    StateError::Impossible { part }
+}

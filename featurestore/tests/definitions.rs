@@ -1,0 +1,615 @@
+//! What `features.toml` may say, how it is refused, and what an edge accepts as an event.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::sync::Arc;
+
+use featurestore::{
+    Definitions, FeatureOrigin, FieldType, InView, RequestError, Source, Value, decode_values,
+    encode_values,
+};
+use proptest::prelude::*;
+use serde_json::json;
+
+const DEFINITIONS: &str = r#"# Flights
+[[source]]
+name = "departures"
+time = "departed_at"
+id = ["flight_id"]
+fields = { flight_id = "int", carrier = "string", tailnum = "string?", departed_at = "time", minutes = "float", late = "bool?" }
+
+[[entity]]
+name = "aircraft"
+keys = ["tailnum"]
+
+[[view]]
+name = "aircraft"
+source = "departures"
+keys = ["tailnum"]
+windows = ["1h", "7d"]
+ttl = "7d"
+where = { field = "carrier", equals = "AA" }
+features = [{ count = true }, { mean = "minutes" }, { rate = "late" }, { sum = "minutes" }, { last = "minutes" }, { age_of_last = true }]
+
+[[service]]
+name = "delay"
+version = 1
+request = { tailnum = "string?", carrier = "string", miles = "float" }
+features = [
+  { request = "miles" },
+  { request = "carrier", dictionary = ["AA", "UA"], default = -1 },
+  { view = "aircraft", features = ["count_1h", "last_minutes"], clip = [0, 60] },
+]
+"#;
+
+fn parse(text: &str) -> Definitions {
+    Definitions::parse(text, "features.toml").unwrap()
+}
+
+/// The refusal of the definitions with one text replaced.
+fn refused(from: &str, to: &str) -> String {
+    assert!(DEFINITIONS.contains(from), "{from}");
+    let text = DEFINITIONS.replacen(from, to, 1);
+    Definitions::parse(&text, "features.toml")
+        .unwrap_err()
+        .to_string()
+}
+
+#[test]
+fn definitions_are_resolved_in_the_order_of_the_file() {
+    let definitions = parse(DEFINITIONS);
+    let source = definitions.source("departures").unwrap();
+    let names: Vec<_> = source.fields.iter().map(|field| &*field.name).collect();
+    assert_eq!(
+        names,
+        [
+            "flight_id",
+            "carrier",
+            "tailnum",
+            "departed_at",
+            "minutes",
+            "late"
+        ]
+    );
+    assert_eq!(
+        (source.time_field, source.id_fields.as_slice()),
+        (3, &[0][..])
+    );
+    assert_eq!(source.future_max_ms, 300_000);
+    assert!(source.fields[2].nullable && source.fields[2].ty == FieldType::String);
+
+    let view = definitions.view("aircraft").unwrap();
+    let names: Vec<_> = view.features.iter().map(|feature| &*feature.name).collect();
+    let expected = [
+        "count_1h",
+        "count_7d",
+        "mean_minutes_1h",
+        "mean_minutes_7d",
+        "rate_late_1h",
+        "rate_late_7d",
+        "sum_minutes_1h",
+        "sum_minutes_7d",
+        "last_minutes",
+        "age_of_last",
+    ];
+    assert_eq!(names, expected);
+    assert_eq!(
+        (view.measures.len(), view.windows[1].length_ms()),
+        (2, 604_800_000)
+    );
+    assert_eq!(definitions.views_of(source).count(), 1);
+
+    let service = definitions.service("delay").unwrap();
+    let names: Vec<_> = service.feature_names().collect();
+    assert_eq!(
+        names,
+        [
+            "miles",
+            "carrier",
+            "aircraft:count_1h",
+            "aircraft:last_minutes"
+        ]
+    );
+    let request: Vec<_> = service.request.iter().map(|field| &*field.name).collect();
+    assert_eq!(request, ["tailnum", "carrier", "miles"]);
+    assert_eq!(service.features[3].clip, Some((0.0, 60.0)));
+    assert_eq!(service.features[1].default, Some(-1.0));
+    assert_eq!(
+        service.features[3].origin,
+        FeatureOrigin::View(InView {
+            view: 0,
+            feature: 8
+        })
+    );
+}
+
+#[test]
+fn a_difference_is_one_column_of_two_features_of_views() {
+    let text = DEFINITIONS.replace(
+        "{ request = \"miles\" }",
+        "{ request = \"miles\" },
+        { name = \"recent\", difference = [\"aircraft:count_7d\", \"aircraft:count_1h\"] }",
+    );
+    let definitions = parse(&text);
+    let service = definitions.service("delay").unwrap();
+    assert_eq!(service.feature_names().nth(1), Some("recent"));
+    assert_eq!(service.needed_views().len(), 1);
+    for (from, to, message) in [
+        (
+            "aircraft:count_7d",
+            "aircraft.count_7d",
+            "is not written as `view:feature`",
+        ),
+        (
+            "aircraft:count_7d",
+            "aircraft:count_7",
+            "did you mean `count_7d`?",
+        ),
+        (
+            "aircraft:count_7d",
+            "aircrft:count_7d",
+            "did you mean `aircraft`?",
+        ),
+        ("name = \"recent\", ", "", "needs a `name` for its column"),
+    ] {
+        assert!(text.contains(from), "{from}");
+        let error = Definitions::parse(&text.replace(from, to), "features.toml").unwrap_err();
+        assert!(error.to_string().contains(message), "{error}");
+    }
+}
+
+#[test]
+fn the_newest_version_answers_to_the_bare_name() {
+    let second = DEFINITIONS
+        .split("[[service]]")
+        .nth(1)
+        .unwrap()
+        .replace("version = 1", "version = 12");
+    let definitions = parse(&format!("{DEFINITIONS}\n[[service]]{second}"));
+    assert_eq!(definitions.service("delay").unwrap().id(), "delay@12");
+    assert_eq!(definitions.service("delay@1").unwrap().version, 1);
+    assert!(definitions.service("delay@2").is_none());
+    assert!(definitions.service("dela").is_none());
+}
+
+#[test]
+fn a_wrong_file_is_refused_with_line_key_and_nearest_name() {
+    let cases = [
+        (
+            "windows = [",
+            "windws = [",
+            "features.toml:16: unknown key `windws`, did you mean `windows`?",
+        ),
+        (
+            "{ mean =",
+            "{ maen =",
+            "features.toml:19: unknown key `maen`, did you mean `mean`?",
+        ),
+        (
+            "source = \"departures\"",
+            "source = \"departurs\"",
+            "features.toml:14: key `source`: unknown name `departurs`, did you mean `departures`?",
+        ),
+        (
+            "{ sum = \"minutes\"",
+            "{ sum = \"minute\"",
+            "features.toml:19: key `sum`: unknown name `minute`, did you mean `minutes`?",
+        ),
+        (
+            "keys = [\"tailnum\"]\nwindows",
+            "keys = [\"tail\"]\nwindows",
+            "features.toml:15: key `keys`: unknown name `tail`, did you mean `tailnum`?",
+        ),
+        (
+            "view = \"aircraft\"",
+            "view = \"aircaft\"",
+            "features.toml:28: key `view`: unknown name `aircaft`, did you mean `aircraft`?",
+        ),
+        (
+            "\"count_1h\"",
+            "\"count_2h\"",
+            "features.toml:28: key `features`: unknown name `count_2h`, did you mean `count_1h`?",
+        ),
+        (
+            "request = \"miles\"",
+            "request = \"mile\"",
+            "features.toml:26: key `request`: unknown name `mile`, did you mean `miles`?",
+        ),
+        (
+            "departed_at = \"time\"",
+            "departed_at = \"tme\"",
+            "features.toml:6: key `departed_at`: unknown name `tme`, did you mean `time`?",
+        ),
+        (
+            "field = \"carrier\"",
+            "field = \"carier\"",
+            "features.toml:18: key `field`: unknown name `carier`, did you mean `carrier`?",
+        ),
+        (
+            "keys = [\"tailnum\"]",
+            "keys = [\"tailnumber\"]",
+            "features.toml:10: key `keys`: unknown name `tailnumber`, did you mean `tailnum`?",
+        ),
+        (
+            "clip = [0",
+            "clipp = [0",
+            "features.toml:28: unknown key `clipp`, did you mean `clip`?",
+        ),
+        (
+            "time = \"departed_at\"\n",
+            "",
+            "features.toml:2: missing key `time`",
+        ),
+        (
+            "[[view]]",
+            "[[views]]",
+            "features.toml:12: unknown key `views`, did you mean `view`?",
+        ),
+    ];
+    for (from, to, message) in cases {
+        assert_eq!(refused(from, to), message);
+    }
+}
+
+#[test]
+fn what_cannot_be_computed_is_refused() {
+    let cases = [
+        (
+            "equals = \"AA\"",
+            "equals = 3",
+            "features.toml:18: key `equals`: expected string, found `3`",
+        ),
+        (
+            "\"7d\"]",
+            "\"7w\"]",
+            "features.toml:16: key `windows`: `7w` is not a length of time",
+        ),
+        (
+            "\"7d\"]",
+            "\"1h\"]",
+            "features.toml:16: key `windows`: `1h` is listed twice",
+        ),
+        (
+            "\"7d\"]",
+            "\"13s\"]",
+            "features.toml:16: key `windows`: `13s` is not 12 s or more",
+        ),
+        (
+            "windows = [\"1h\", \"7d\"]\n",
+            "",
+            "features.toml:18: key `features`: `count` needs the view to have `windows`",
+        ),
+        (
+            "mean = \"minutes\"",
+            "mean = \"late\"",
+            "features.toml:19: key `mean`: `late` is of type bool, not int or float",
+        ),
+        (
+            "{ count = true }",
+            "{ count = false }",
+            "features.toml:19: key `count`: leave it out",
+        ),
+        (
+            "{ count = true }",
+            "{ count = true, sum = \"minutes\" }",
+            "features.toml:19: key `features`: an entry has exactly one of",
+        ),
+        (
+            "{ sum = \"minutes\" }",
+            "{ mean = \"minutes\" }",
+            "features.toml:19: key `features`: feature `mean_minutes_1h` is defined twice",
+        ),
+        (
+            "id = [\"flight_id\"]",
+            "id = [\"tailnum\"]",
+            "features.toml:5: key `id`: `tailnum` may be null",
+        ),
+        (
+            "id = [\"flight_id\"]",
+            "id = []",
+            "features.toml:5: key `id`: at least one field is needed",
+        ),
+        (
+            "time = \"departed_at\"",
+            "time = \"minutes\"",
+            "features.toml:4: key `time`: `minutes` is not of type `time`",
+        ),
+        (
+            "name = \"departures\"",
+            "name = \"a/b\"",
+            "features.toml:3: key `name`: `a/b` is not a name",
+        ),
+        (
+            "version = 1",
+            "version = 0",
+            "features.toml:23: key `version`: `0` is not a version",
+        ),
+        (
+            "tailnum = \"string?\", carrier",
+            "carrier",
+            "features.toml:28: key `view`: `aircraft` has the key `tailnum`, which the request does not bring",
+        ),
+        (
+            "tailnum = \"string?\", carrier",
+            "tailnum = \"int\", carrier",
+            "features.toml:28: key `view`: `aircraft` has the key `tailnum` of type string, the request's is of type int",
+        ),
+        (
+            ", dictionary = [\"AA\", \"UA\"]",
+            "",
+            "features.toml:27: key `request`: `carrier` is a string and needs a `dictionary`",
+        ),
+        (
+            "\"AA\", \"UA\"",
+            "\"AA\", \"AA\"",
+            "features.toml:27: key `dictionary`: `AA` is listed twice",
+        ),
+        (
+            "clip = [0, 60]",
+            "clip = [60, 0]",
+            "features.toml:28: key `clip`: `60` is above `0`",
+        ),
+        (
+            "default = -1",
+            "default = nan",
+            "features.toml:27: key `default`: `NaN` is not finite",
+        ),
+        (
+            "{ request = \"miles\" }",
+            "{ request = \"miles\" }, { request = \"miles\" }",
+            "features.toml:26: key `features`: feature `miles` is listed twice",
+        ),
+    ];
+    for (from, to, message) in cases {
+        let found = refused(from, to);
+        assert!(found.starts_with(message), "{found}");
+    }
+    let twice = format!(
+        "{DEFINITIONS}\n[[service]]{}",
+        DEFINITIONS.split("[[service]]").nth(1).unwrap()
+    );
+    let error = Definitions::parse(&twice, "features.toml").unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "features.toml:33: key `version`: `delay@1` is defined twice"
+    );
+}
+
+#[test]
+fn a_view_whose_layout_changes_gets_another_id() {
+    let id = |from: &str, to: &str| {
+        parse(&DEFINITIONS.replacen(from, to, 1))
+            .view("aircraft")
+            .unwrap()
+            .id
+    };
+    let as_is = id("", "");
+    assert_eq!(as_is, id("ttl = \"7d\"", "ttl = \"8d\""));
+    assert_eq!(as_is, id("{ sum = \"minutes\" }, ", ""));
+    assert_ne!(as_is, id("\"7d\"]", "\"8d\"]"));
+    assert_ne!(as_is, id("equals = \"AA\"", "equals = \"UA\""));
+    assert_ne!(as_is, id("{ rate = \"late\" }, ", ""));
+    assert_ne!(
+        as_is,
+        id(
+            "{ last = \"minutes\" }",
+            "{ last = \"minutes\" }, { last = \"late\" }"
+        )
+    );
+}
+
+#[test]
+fn keys_of_different_views_and_values_differ() {
+    let definitions = parse(DEFINITIONS);
+    let service = definitions.service("delay").unwrap();
+    let key = |tailnum: Value| service.keys(&[tailnum]).remove(0);
+    let one = key(Value::String("N1".into())).unwrap();
+    assert_eq!(one.as_bytes()[..8], definitions.views[0].id.to_be_bytes());
+    assert_ne!(Some(&one), key(Value::String("N2".into())).as_ref());
+    assert_eq!(key(Value::Null), None);
+
+    let source = definitions.source("departures").unwrap();
+    let event = source.parse_row(0, &row(), NOW_MS).unwrap();
+    assert_eq!(definitions.views[0].key_of(&event), Some(one));
+    let mut other = row();
+    other["carrier"] = json!("UA");
+    let other = source.parse_row(0, &other, NOW_MS).unwrap();
+    assert_eq!(definitions.views[0].key_of(&other), None);
+}
+
+const NOW_MS: i64 = 1_362_096_000_000;
+
+fn row() -> serde_json::Value {
+    json!({
+        "flight_id": 7, "carrier": "AA", "tailnum": "N1",
+        "departed_at": "2013-03-01T01:00:00+01:00", "minutes": 12, "late": null
+    })
+}
+
+fn source() -> Arc<Source> {
+    Arc::clone(parse(DEFINITIONS).source("departures").unwrap())
+}
+
+#[test]
+fn a_row_becomes_an_event() {
+    let source = source();
+    let event = source.parse_row(0, &row(), NOW_MS).unwrap();
+    assert_eq!(event.event_ms, NOW_MS);
+    assert_eq!(event.values[4], Value::Float(12.0));
+    let mut sparse = row();
+    sparse
+        .as_object_mut()
+        .unwrap()
+        .retain(|name, _| name != "tailnum" && name != "late");
+    sparse["departed_at"] = json!(NOW_MS + 300_000);
+    let other = source.parse_row(1, &sparse, NOW_MS).unwrap();
+    assert_eq!(
+        (&other.values[2], &other.values[5]),
+        (&Value::Null, &Value::Null)
+    );
+    assert_eq!(event.dedupe_key(), other.dedupe_key());
+    sparse["flight_id"] = json!(8);
+    let other = source.parse_row(1, &sparse, NOW_MS).unwrap();
+    assert_ne!(event.dedupe_key(), other.dedupe_key());
+}
+
+#[test]
+fn a_wrong_row_is_refused_with_row_field_and_value() {
+    let source = source();
+    let cases = [
+        (
+            "minuts",
+            json!(1),
+            "row 3: unknown field `minuts`, did you mean `minutes`?",
+        ),
+        (
+            "minutes",
+            json!("12"),
+            "row 3: field `minutes`: expected float, found `\"12\"`",
+        ),
+        (
+            "minutes",
+            json!(1e19),
+            "row 3: field `minutes`: `10000000000000000000` is not finite or not below 2^63 in magnitude",
+        ),
+        (
+            "flight_id",
+            json!(1.5),
+            "row 3: field `flight_id`: expected int, found `1.5`",
+        ),
+        (
+            "flight_id",
+            json!(u64::MAX),
+            "row 3: field `flight_id`: expected int, found `18446744073709551615`",
+        ),
+        (
+            "flight_id",
+            json!(null),
+            "row 3: field `flight_id`: may not be null",
+        ),
+        (
+            "carrier",
+            json!("A".repeat(5000)),
+            "row 3: field `carrier`: string of 5000 bytes is longer than 4096",
+        ),
+        (
+            "late",
+            json!(1),
+            "row 3: field `late`: expected bool, found `1`",
+        ),
+        (
+            "departed_at",
+            json!("yesterday"),
+            "row 3: field `departed_at`: `\"yesterday\"` is not a time (RFC 3339 or integer milliseconds since 1970)",
+        ),
+        (
+            "departed_at",
+            json!(i64::MAX),
+            "row 3: field `departed_at`: `9223372036854775807` is not a time (RFC 3339 or integer milliseconds since 1970)",
+        ),
+        (
+            "departed_at",
+            json!(NOW_MS + 300_001),
+            "row 3: field `departed_at`: time 1362096300001 is 300001 ms ahead of now, at most 300000 allowed",
+        ),
+    ];
+    for (field, value, message) in cases {
+        let mut row = row();
+        row[field] = value;
+        assert_eq!(
+            source.parse_row(3, &row, NOW_MS).unwrap_err().to_string(),
+            message
+        );
+    }
+    for field in ["departed_at", "flight_id"] {
+        let mut row = row();
+        row.as_object_mut().unwrap().remove(field);
+        let error = source.parse_row(3, &row, NOW_MS).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!("row 3: field `{field}`: missing")
+        );
+    }
+    let error = source.parse_row(3, &json!([1]), NOW_MS).unwrap_err();
+    assert_eq!(error.to_string(), "row 3: not a json object");
+    let error = source.event(3, vec![Value::Null], NOW_MS).unwrap_err();
+    assert_eq!(error.to_string(), "row 3: 1 values for 6 fields");
+    let mut values = source
+        .parse_row(0, &row(), NOW_MS)
+        .unwrap()
+        .values
+        .into_vec();
+    values[4] = Value::Float(f64::NAN);
+    let error = source.event(3, values, NOW_MS).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "row 3: field `minutes`: `NaN` is not finite or not below 2^63 in magnitude"
+    );
+}
+
+#[test]
+fn a_request_must_fit_its_service() {
+    let definitions = parse(DEFINITIONS);
+    let service = definitions.service("delay").unwrap();
+    let check = |values: &[Value]| service.check_request(values);
+    let carrier = Value::String("AA".into());
+    assert_eq!(
+        check(&[Value::Null, carrier.clone(), Value::Float(1.0)]),
+        Ok(())
+    );
+    assert!(matches!(
+        check(&[]),
+        Err(RequestError::Width {
+            found: 0,
+            expected: 3,
+            ..
+        })
+    ));
+    let error = check(&[Value::Null, carrier, Value::Int(1)]).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "field `miles`: expected float, found `1`"
+    );
+}
+
+fn value() -> impl Strategy<Value = Value> {
+    prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::Bool),
+        any::<i64>().prop_map(Value::Int),
+        (-1e300..1e300f64).prop_map(Value::Float),
+        any::<String>().prop_map(|text| Value::String(text.into())),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn values_come_back_from_their_bytes(values in proptest::collection::vec(value(), 0..12)) {
+        let mut bytes = Vec::new();
+        encode_values(&values, &mut bytes);
+        let back = decode_values(&bytes).unwrap();
+        prop_assert_eq!(&*back, values.as_slice());
+        for end in 0..bytes.len() {
+            prop_assert!(decode_values(&bytes[..end]).is_err());
+        }
+    }
+
+    #[test]
+    fn any_bytes_are_values_or_refused(mut bytes: Vec<u8>) {
+        let _ = decode_values(&bytes);
+        bytes.insert(0, 1);
+        if let Ok(values) = decode_values(&bytes) {
+            let mut again = Vec::new();
+            encode_values(&values, &mut again);
+            let twice = decode_values(&again).unwrap();
+            prop_assert_eq!(values.len(), twice.len());
+        }
+    }
+
+    #[test]
+    fn any_file_is_resolved_or_refused(place: prop::sample::Index, text in "[\\[\\]{}=\",a-z0-9\n ]{0,8}") {
+        let starts: Vec<_> = DEFINITIONS.char_indices().map(|(start, _)| start).collect();
+        let mut file = DEFINITIONS.to_owned();
+        file.insert_str(starts[place.index(starts.len())], &text);
+        let _ = Definitions::parse(&file, "features.toml");
+    }
+}

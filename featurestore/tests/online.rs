@@ -1,0 +1,15 @@
+//! The store as its users see it: real files, a real RocksDB, kill -9. One binary, since each links RocksDB.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+#[path = "online/crash.rs"]
+mod crash;
+#[path = "online/events.rs"]
+mod events;
+#[path = "online/flights.rs"]
+mod flights;
+#[path = "online/history.rs"]
+mod history;
+#[path = "online/labels.rs"]
+mod labels;
+#[path = "online/predictions.rs"]
+mod predictions;

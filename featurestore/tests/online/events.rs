@@ -1,0 +1,258 @@
+//! Events in, features out: what an acknowledged batch promises.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::flights::{DEFINITIONS, MINUTE_MS, START_MS, Traffic, definitions, open};
+use featurestore::{
+    Definitions, Event, FeatureStore, OpenError, Overloaded, PointInTime, StoreOptions, Value,
+};
+use rand::Rng;
+use rand::seq::SliceRandom;
+
+#[test]
+fn features_read_online_equal_a_recomputation_from_the_events() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    let mut traffic = Traffic::new(11);
+    let service = Arc::clone(traffic.definitions.service("delay").unwrap());
+    let mut history = PointInTime::new(&service);
+    let mut seq = 0;
+    for minute in 0..600 {
+        let now_ms = START_MS + minute * 7 * MINUTE_MS;
+        let late_ms = traffic.random.random_range(0..30 * 60) * MINUTE_MS;
+        let batch = vec![
+            traffic.departure(now_ms),
+            traffic.departure(now_ms - late_ms),
+            traffic.weather(now_ms),
+        ];
+        for event in &batch {
+            seq += 1;
+            history.push_event(event, seq);
+        }
+        let ingested = store.ingest_events_blocking(batch, now_ms).unwrap();
+        assert_eq!((ingested.accepted, ingested.last_seq), (3, seq));
+        let requests: Vec<Vec<Value>> = (0..3).map(|_| traffic.request()).collect();
+        let rows = store.read_rows(&service, &requests, now_ms).unwrap();
+        for (row, request) in rows.iter().zip(&requests) {
+            assert_eq!(row, &history.row(request, now_ms));
+        }
+    }
+    assert!(store.stats().late_events > 0);
+}
+
+#[test]
+fn features_are_the_same_after_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut traffic = Traffic::new(12);
+    let service = Arc::clone(traffic.definitions.service("delay").unwrap());
+    let events: Vec<Event> = (0..200)
+        .map(|index| traffic.departure(START_MS + index * MINUTE_MS))
+        .collect();
+    let now_ms = START_MS + 200 * MINUTE_MS;
+    let requests: Vec<Vec<Value>> = (0..20).map(|_| traffic.request()).collect();
+    let before = {
+        let store = open(folder.path());
+        store.ingest_events_blocking(events, now_ms).unwrap();
+        store.read_rows(&service, &requests, now_ms).unwrap()
+    };
+    let store = open(folder.path());
+    let after = store.read_rows(&service, &requests, now_ms).unwrap();
+    assert_eq!(before, after);
+    assert_eq!(after[0].as_of_seq, 200);
+}
+
+#[test]
+fn a_view_that_is_new_is_filled_from_the_event_log() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut traffic = Traffic::new(13);
+    let events: Vec<Event> = (0..300)
+        .map(|index| traffic.departure(START_MS + index * MINUTE_MS))
+        .collect();
+    let now_ms = START_MS + 300 * MINUTE_MS;
+    let changed = DEFINITIONS
+        .replacen("windows = [\"1h\", \"24h\"]", "windows = [\"3h\"]", 1)
+        .replacen("carrier = \"string\", origin = \"string\", tailnum = \"string?\", departed_at", "gate = \"int?\", carrier = \"string\", origin = \"string\", tailnum = \"string?\", departed_at", 1);
+    let changed = Arc::new(Definitions::parse(&changed, "features.toml").unwrap());
+    open(folder.path())
+        .ingest_events_blocking(events.clone(), now_ms)
+        .unwrap();
+    let reopened = FeatureStore::open(
+        folder.path(),
+        Arc::clone(&changed),
+        &StoreOptions::default(),
+    )
+    .unwrap();
+    let fresh = tempfile::tempdir().unwrap();
+    let fresh =
+        FeatureStore::open(fresh.path(), Arc::clone(&changed), &StoreOptions::default()).unwrap();
+    let source = changed.source("departures").unwrap();
+    let events = events.into_iter().map(|event| {
+        let mut values = event.values.into_vec();
+        values.insert(1, Value::Null);
+        source.event(0, values, now_ms).unwrap()
+    });
+    fresh
+        .ingest_events_blocking(events.collect(), now_ms)
+        .unwrap();
+    let service = changed.service("delay").unwrap();
+    let requests: Vec<Vec<Value>> = (0..20).map(|_| traffic.request()).collect();
+    assert_eq!(
+        reopened.read_rows(service, &requests, now_ms).unwrap(),
+        fresh.read_rows(service, &requests, now_ms).unwrap()
+    );
+}
+
+#[test]
+fn an_event_counts_once_however_often_it_is_sent() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut traffic = Traffic::new(14);
+    let events: Vec<Event> = (0..100)
+        .map(|index| traffic.departure(START_MS + index * MINUTE_MS))
+        .collect();
+    let now_ms = START_MS + 100 * MINUTE_MS;
+    let service = Arc::clone(traffic.definitions.service("delay").unwrap());
+    let requests: Vec<Vec<Value>> = (0..20).map(|_| traffic.request()).collect();
+    let store = open(folder.path());
+    let first = store
+        .ingest_events_blocking(events.clone(), now_ms)
+        .unwrap();
+    assert_eq!((first.accepted, first.duplicates), (100, 0));
+    let once = store.read_rows(&service, &requests, now_ms).unwrap();
+    // Twice within a batch, and in batches of one group.
+    let mut twice = [events.clone(), events.clone()].concat();
+    twice.shuffle(&mut traffic.random);
+    let duplicates = Arc::new(AtomicU64::new(0));
+    for batch in twice.chunks(30) {
+        let duplicates = Arc::clone(&duplicates);
+        let done = Box::new(move |answer: Result<featurestore::Ingested, _>| {
+            duplicates.fetch_add(answer.unwrap().duplicates, Ordering::SeqCst);
+        });
+        store.submit_events(batch.to_vec(), now_ms, done).unwrap();
+    }
+    drop(store);
+    assert_eq!(duplicates.load(Ordering::SeqCst), 200);
+    let store = open(folder.path());
+    let last = store.ingest_events_blocking(events, now_ms).unwrap();
+    assert_eq!(
+        (last.accepted, last.duplicates, last.last_seq),
+        (0, 100, 100)
+    );
+    assert_eq!(store.read_rows(&service, &requests, now_ms).unwrap(), once);
+    assert_eq!(store.stats().events, 100);
+    assert_eq!(store.stats().duplicate_events, 300);
+}
+
+#[test]
+fn new_events_that_repeat_in_one_batch_count_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut traffic = Traffic::new(15);
+    let event = traffic.departure(START_MS);
+    let store = open(folder.path());
+    let ingested = store
+        .ingest_events_blocking(vec![event.clone(), event], START_MS)
+        .unwrap();
+    assert_eq!((ingested.accepted, ingested.duplicates), (1, 1));
+}
+
+#[test]
+fn a_second_opener_is_refused_and_told_the_holder() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    let second = FeatureStore::open(folder.path(), definitions(), &StoreOptions::default());
+    let Err(error) = second else {
+        panic!("opened twice");
+    };
+    let pid = format!("pid {}", std::process::id());
+    assert!(matches!(&error, OpenError::Held { holder, .. } if *holder == pid));
+    assert!(error.to_string().contains(&pid), "{error}");
+    // The first is unharmed, and the folder is free when it goes.
+    let mut traffic = Traffic::new(16);
+    store
+        .ingest_events_blocking(vec![traffic.departure(START_MS)], START_MS)
+        .unwrap();
+    drop(store);
+    assert_eq!(open(folder.path()).stats().events, 1);
+}
+
+#[test]
+fn a_full_queue_refuses_and_takes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = StoreOptions {
+        queue_batches_max: 2,
+        ..StoreOptions::default()
+    };
+    let store = FeatureStore::open(folder.path(), definitions(), &options).unwrap();
+    let mut traffic = Traffic::new(17);
+    // The writer is held inside the first answer until the queue is full.
+    let (release, held) = crossbeam::channel::bounded::<()>(1);
+    let (inside, entered) = crossbeam::channel::bounded::<()>(1);
+    let hold = Box::new(move |_| {
+        inside.send(()).unwrap();
+        held.recv().unwrap();
+    });
+    store
+        .submit_events(vec![traffic.departure(START_MS)], START_MS, hold)
+        .unwrap();
+    entered.recv().unwrap();
+    let mut accepted = HashSet::new();
+    let refused = (0..5).find_map(|index| {
+        let event = traffic.departure(START_MS + index * MINUTE_MS);
+        let done = Box::new(|answer: Result<featurestore::Ingested, _>| {
+            answer.unwrap();
+        });
+        match store.submit_events(vec![event], START_MS, done) {
+            Ok(()) => {
+                accepted.insert(index);
+                None
+            }
+            Err(Overloaded { retry_after_ms }) => Some(retry_after_ms),
+        }
+    });
+    assert!(refused.unwrap() > 0);
+    assert_eq!(accepted.len(), 2);
+    release.send(()).unwrap();
+    drop(store);
+    assert_eq!(open(folder.path()).stats().events, 3);
+}
+
+#[test]
+fn a_log_cut_behind_the_high_water_mark_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut traffic = Traffic::new(18);
+    drop(open(folder.path()));
+    let online = folder.path().join("online");
+    let copy = folder.path().join("copy");
+    copy_folder(&online, &copy);
+    let store = open(folder.path());
+    store
+        .ingest_events_blocking(vec![traffic.departure(START_MS)], START_MS)
+        .unwrap();
+    drop(store);
+    std::fs::remove_dir_all(&online).unwrap();
+    std::fs::rename(&copy, &online).unwrap();
+    let cut = FeatureStore::open(folder.path(), definitions(), &StoreOptions::default());
+    let Err(error) = cut else {
+        panic!("opened a cut log");
+    };
+    assert!(
+        matches!(
+            error,
+            OpenError::Cut {
+                acked: 1,
+                found: 0,
+                ..
+            }
+        ),
+        "{error}"
+    );
+}
+
+fn copy_folder(from: &std::path::Path, to: &std::path::Path) {
+    std::fs::create_dir(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
+    }
+}

@@ -1,0 +1,334 @@
+//! Streamed windows against a naive recomputation, in any order of arrival, through the codec.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+#[path = "reference/naive.rs"]
+mod naive;
+
+use std::sync::Arc;
+
+use featurestore::{
+    Definitions, Event, Feature, Folded, StateError, Status, Value, View, ViewState,
+};
+use naive::Numbered;
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+const DEFINITIONS: &str = r#"
+[[source]]
+name = "arrivals"
+time = "at"
+id = ["number"]
+fields = { number = "int", at = "time", delay = "float?", seats = "int", late = "bool?" }
+
+[[view]]
+name = "all"
+source = "arrivals"
+keys = []
+windows = ["1h", "24h", "7d"]
+ttl = "3d"
+features = [{ count = true }, { sum = "seats" }, { mean = "delay" }, { rate = "late" }, { last = "delay" }, { last = "late" }, { age_of_last = true }]
+
+[[view]]
+name = "newest"
+source = "arrivals"
+keys = []
+features = [{ last = "seats" }]
+"#;
+
+const HOUR_MS: i64 = 3_600_000;
+
+fn view(name: &str) -> Arc<View> {
+    let definitions = Definitions::parse(DEFINITIONS, "features.toml").unwrap();
+    Arc::clone(definitions.view(name).unwrap())
+}
+
+fn event(view: &View, at_ms: i64, rest: [Value; 3]) -> Event {
+    let [delay, seats, late] = rest;
+    let values = vec![Value::Int(0), Value::Int(at_ms), delay, seats, late];
+    view.source.event(0, values, at_ms).unwrap()
+}
+
+fn plain(view: &View, at_ms: i64) -> Event {
+    event(
+        view,
+        at_ms,
+        [Value::Float(1.0), Value::Int(1), Value::Bool(true)],
+    )
+}
+
+/// Thousand-and-twenty-fourths, so that the naive sum of floats is exact.
+fn exact() -> impl Strategy<Value = f64> {
+    (-1_000_000i32..1_000_000).prop_map(|number| f64::from(number) / 1024.0)
+}
+
+fn rest(float: impl Strategy<Value = f64>) -> impl Strategy<Value = [Value; 3]> {
+    let late = prop_oneof![Just(Value::Null), any::<bool>().prop_map(Value::Bool)];
+    let delay = prop_oneof![1 => Just(Value::Null), 4 => float.prop_map(Value::Float)];
+    (delay, -500i64..500, late).prop_map(|(delay, seats, late)| [delay, Value::Int(seats), late])
+}
+
+/// Times within a few windows, before 1970 too, often shared and often on the edge of a tile.
+fn time() -> impl Strategy<Value = i64> {
+    prop_oneof![
+        -8 * HOUR_MS..8 * HOUR_MS,
+        -300 * HOUR_MS..300 * HOUR_MS,
+        (-60i64..60).prop_map(|tile| tile * HOUR_MS / 12),
+    ]
+}
+
+fn events(
+    float: impl Strategy<Value = f64>,
+    counts: std::ops::Range<usize>,
+) -> impl Strategy<Value = Vec<(i64, [Value; 3])>> {
+    vec((time(), rest(float)), counts)
+}
+
+fn read(state: &ViewState, view: &View, at_ms: i64) -> Vec<Feature> {
+    let blank = Feature {
+        value: f32::NAN,
+        status: Status::NotFound,
+        event_ms: 0,
+    };
+    let mut features = vec![blank; view.features.len()];
+    state.read(view, at_ms, &mut features);
+    features
+}
+
+fn encoded(state: &ViewState, view: &View) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    state.encode(view, &mut bytes);
+    bytes
+}
+
+proptest! {
+    #[test]
+    fn streamed_windows_equal_a_naive_recomputation(
+        rows in events(exact(), 0..60),
+        reads in vec(time(), 4),
+    ) {
+        let view = view("all");
+        let mut state = ViewState::default();
+        let mut seen: Vec<Numbered> = Vec::new();
+        for (seq, (at_ms, rest)) in rows.into_iter().enumerate() {
+            let event = event(&view, at_ms, rest);
+            state.fold(&view, &event, seq as u64);
+            seen.push((event, seq as u64));
+        }
+        let seen: Vec<_> = seen.iter().collect();
+        for at_ms in reads {
+            let expected = naive::features(&view, &seen, at_ms);
+            let found = read(&state, &view, at_ms);
+            for ((feature, found), (value, status)) in view.features.iter().zip(found).zip(expected) {
+                prop_assert_eq!(found.status, status, "{}", feature.name);
+                prop_assert_eq!(found.value.to_bits(), value.to_bits(), "{}", feature.name);
+            }
+        }
+    }
+
+    #[test]
+    fn any_order_of_arrival_gives_the_same_state_to_the_bit(
+        (rows, shuffled) in events(-1e300..1e300f64, 0..40).prop_flat_map(|mut rows| {
+            for (_, [delay, ..]) in &mut rows {
+                if let Value::Float(number) = delay {
+                    *number = number.signum() * number.abs().powf(0.04);
+                }
+            }
+            let numbered: Vec<_> = rows.into_iter().zip(0u64..).collect();
+            (Just(numbered.clone()), Just(numbered).prop_shuffle())
+        })
+    ) {
+        let view = view("all");
+        let fold = |rows: Vec<((i64, [Value; 3]), u64)>| {
+            let mut state = ViewState::default();
+            for ((at_ms, rest), seq) in rows {
+                state.fold(&view, &event(&view, at_ms, rest), seq);
+            }
+            encoded(&state, &view)
+        };
+        prop_assert_eq!(fold(rows), fold(shuffled));
+    }
+
+    #[test]
+    fn a_state_comes_back_from_its_bytes(rows in events(-1e18..1e18f64, 0..40)) {
+        let view = view("all");
+        let mut state = ViewState::default();
+        for (seq, (at_ms, rest)) in rows.into_iter().enumerate() {
+            let event = event(&view, at_ms, rest);
+            state.fold(&view, &event, seq as u64);
+            let bytes = encoded(&state, &view);
+            let back = ViewState::decode(&view, &bytes).unwrap();
+            prop_assert_eq!(encoded(&back, &view), bytes.clone());
+            for end in 0..bytes.len() {
+                prop_assert!(ViewState::decode(&view, &bytes[..end]).is_err());
+            }
+            state = back;
+        }
+    }
+
+    #[test]
+    fn garbage_is_refused_or_harmless(
+        rows in events(exact(), 1..20),
+        noise in vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
+        tail: Vec<u8>,
+        at_ms: i64,
+    ) {
+        let view = view("all");
+        let mut state = ViewState::default();
+        for (at_ms, rest) in rows {
+            state.fold(&view, &event(&view, at_ms, rest), 0);
+        }
+        let mut bytes = encoded(&state, &view);
+        for (place, byte) in noise {
+            let place = place.index(bytes.len());
+            bytes[place] = byte;
+        }
+        bytes.extend(tail);
+        if let Ok(mut state) = ViewState::decode(&view, &bytes) {
+            read(&state, &view, at_ms);
+            state.fold(&view, &plain(&view, 0), u64::MAX);
+            read(&state, &view, at_ms);
+            encoded(&state, &view);
+        }
+    }
+}
+
+#[test]
+fn a_window_forgets_by_whole_tiles() {
+    let view = view("all");
+    let count = view.feature("count_1h").unwrap();
+    let mut state = ViewState::default();
+    // 12:04 lies in the tile from 12:00 to 12:05.
+    let at_ms = 12 * HOUR_MS + 4 * 60_000;
+    assert_eq!(state.fold(&view, &plain(&view, at_ms), 1), Folded::Applied);
+    let read = |state: &ViewState, minute: i64| {
+        state
+            .feature(&view, count, 12 * HOUR_MS + minute * 60_000)
+            .value
+    };
+    assert_eq!(read(&state, 4), 1.0);
+    assert_eq!(read(&state, 59), 1.0);
+    assert_eq!(read(&state, 60), 0.0);
+}
+
+#[test]
+fn a_known_key_without_events_in_the_window_counts_zero_and_has_no_mean() {
+    let view = view("all");
+    let mut state = ViewState::default();
+    state.fold(&view, &plain(&view, 0), 1);
+    let read =
+        |name: &str, hours: i64| state.feature(&view, view.feature(name).unwrap(), hours * HOUR_MS);
+    assert_eq!(
+        (read("count_1h", 2).value, read("count_1h", 2).status),
+        (0.0, Status::Present)
+    );
+    assert_eq!(
+        (
+            read("sum_seats_1h", 2).value,
+            read("sum_seats_1h", 2).status
+        ),
+        (0.0, Status::Present)
+    );
+    assert!(read("mean_delay_1h", 2).value.is_nan());
+    assert_eq!(read("mean_delay_1h", 2).status, Status::NullValue);
+    assert_eq!(read("rate_late_1h", 2).status, Status::NullValue);
+    assert_eq!(read("age_of_last", 2).value, 2.0);
+    assert_eq!(read("count_7d", 72).status, Status::Present);
+    assert_eq!(read("count_7d", 73).status, Status::OutsideMaxAge);
+    assert_eq!(read("count_7d", 73).event_ms, 0);
+    let unknown = ViewState::default().feature(&view, 0, 0);
+    assert_eq!(unknown.status, Status::NotFound);
+    assert!(unknown.value.is_nan());
+}
+
+#[test]
+fn a_late_event_folds_into_its_own_tile_while_one_is_held() {
+    let view = view("all");
+    let mut state = ViewState::default();
+    state.fold(&view, &plain(&view, 200 * HOUR_MS), 1);
+    assert_eq!(
+        state.fold(&view, &plain(&view, 190 * HOUR_MS), 2),
+        Folded::Applied
+    );
+    let before = encoded(&state, &view);
+    assert_eq!(state.fold(&view, &plain(&view, 0), 3), Folded::TooLate);
+    assert_eq!(encoded(&state, &view), before);
+    let read = |name: &str| {
+        state
+            .feature(&view, view.feature(name).unwrap(), 200 * HOUR_MS)
+            .value
+    };
+    assert_eq!(
+        (read("count_1h"), read("count_24h"), read("count_7d")),
+        (1.0, 2.0, 2.0)
+    );
+}
+
+#[test]
+fn the_last_value_is_that_of_the_newest_event_and_then_of_the_highest_sequence() {
+    let view = view("newest");
+    let mut state = ViewState::default();
+    let mut fold = |at_ms, seats, seq| {
+        let event = event(&view, at_ms, [Value::Null, Value::Int(seats), Value::Null]);
+        let folded = state.fold(&view, &event, seq);
+        (folded, state.feature(&view, 0, at_ms).value)
+    };
+    assert_eq!(fold(10, 1, 5), (Folded::Applied, 1.0));
+    assert_eq!(fold(10, 2, 4), (Folded::TooLate, 1.0));
+    assert_eq!(fold(10, 3, 6), (Folded::Applied, 3.0));
+    assert_eq!(fold(9, 4, 7), (Folded::TooLate, 3.0));
+}
+
+#[test]
+fn the_largest_values_stay_finite() {
+    let view = view("all");
+    let mut state = ViewState::default();
+    let largest = f64::from_bits(0x43df_ffff_ffff_ffff);
+    for seq in 0..1000 {
+        let seats = Value::Int(i64::MIN);
+        let event = event(&view, 0, [Value::Float(largest), seats, Value::Null]);
+        state.fold(&view, &event, seq);
+    }
+    let read = |name: &str| state.feature(&view, view.feature(name).unwrap(), 0);
+    assert_eq!(read("mean_delay_1h").value, largest as f32);
+    assert_eq!(
+        read("sum_seats_7d").value,
+        (i64::MIN as f64 * 1000.0) as f32
+    );
+    assert_eq!(read("last_delay").value, largest as f32);
+    let bytes = encoded(&state, &view);
+    assert_eq!(
+        encoded(&ViewState::decode(&view, &bytes).unwrap(), &view),
+        bytes
+    );
+}
+
+#[test]
+fn a_week_of_events_takes_a_few_hundred_bytes() {
+    let view = view("all");
+    let mut state = ViewState::default();
+    for seq in 0..2_000 {
+        let delay = Value::Float(((seq * 37) % 90) as f64 - 15.0);
+        let event = event(
+            &view,
+            seq * 300_000,
+            [delay, Value::Int(150), Value::Bool(seq % 4 == 0)],
+        );
+        state.fold(&view, &event, seq as u64);
+    }
+    let bytes = encoded(&state, &view);
+    assert!(bytes.len() < 450, "{} bytes", bytes.len());
+}
+
+#[test]
+fn a_state_of_another_version_or_with_a_tail_is_refused() {
+    let view = view("all");
+    let mut state = ViewState::default();
+    state.fold(&view, &plain(&view, 0), 1);
+    let mut bytes = encoded(&state, &view);
+    bytes.push(0);
+    let decoded = ViewState::decode(&view, &bytes);
+    assert_eq!(decoded.unwrap_err(), StateError::Trailing { bytes: 1 });
+    bytes[0] = 9;
+    let decoded = ViewState::decode(&view, &bytes);
+    assert_eq!(decoded.unwrap_err(), StateError::Version { found: 9 });
+}
