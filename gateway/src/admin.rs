@@ -1,0 +1,189 @@
+//! The admin interface: JSON over HTTP/1.1 on a listener of its own, served by the control thread.
+//!
+//! It reads the registry and the served table directly; what changes a loop goes to the loop's
+//! owner as a command. It has no keys, so it listens on loopback, and refuses what a browser would
+//! send on behalf of a web page: requests with an `Origin`, and hosts that are names of others.
+
+mod answer;
+mod features;
+mod models;
+mod serving;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use hyper::Method;
+use registry::{ModelName, Registry};
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value, json};
+use tokio::sync::oneshot;
+
+use crate::config::ModelConfig;
+use crate::control::{Command, Remote};
+use crate::serve::Core;
+
+use answer::Refusal;
+
+pub(crate) use serving::{Serving, bind};
+
+/// What the handlers need.
+pub(crate) struct Admin {
+    pub core: Arc<Core>,
+    /// `None` without a project.
+    pub registry: Option<Registry>,
+    /// The project's models.
+    pub models: BTreeMap<ModelName, ModelConfig>,
+    pub remote: Remote,
+}
+
+/// A request, as far as a handler looks at it.
+struct Asked<'r> {
+    method: &'r Method,
+    /// Of the path, percent-decoded.
+    segments: Vec<&'r str>,
+    query: &'r str,
+    body: &'r [u8],
+}
+
+impl Admin {
+    /// Answers one request with a JSON value.
+    async fn answer(&self, asked: &Asked<'_>) -> Result<Value, Refusal> {
+        match asked.segments[..] {
+            ["v1", "loop"] => {
+                asked.expect(&Method::GET)?;
+                self.loop_view()
+            }
+            ["v1", "clock"] => {
+                asked.expect(&Method::POST)?;
+                self.clock(asked.body()?).await
+            }
+            ["v1", "features"] => {
+                asked.expect(&Method::GET)?;
+                self.feature_overview()
+            }
+            ["v1", "features", service] => {
+                asked.expect(&Method::POST)?;
+                self.read_features(service, asked.body()?)
+            }
+            ["v1", "models"] => {
+                asked.expect(&Method::GET)?;
+                self.model_list().await
+            }
+            ["v1", "models", model, ref rest @ ..] => {
+                let model: ModelName = model.parse()?;
+                self.of_model(&model, rest, asked).await
+            }
+            ["v1", "runs", run] => {
+                asked.expect(&Method::GET)?;
+                self.run(run).await
+            }
+            _ => Err(Refusal::no_such_path()),
+        }
+    }
+
+    /// The loops, busy or not, and what the data plane dropped.
+    fn loop_view(&self) -> Result<Value, Refusal> {
+        let view = Arc::clone(&self.remote.view.borrow());
+        self.shown(&view)
+    }
+
+    fn shown(&self, view: &crate::control::View) -> Result<Value, Refusal> {
+        let mut shown = serde_json::to_value(view)?;
+        shown["recorder_dropped"] = json!(self.core.recorder.dropped());
+        shown["shadows_dropped"] = json!(self.core.shadows.dropped());
+        Ok(shown)
+    }
+
+    /// Moves a replay on. The caller may wait for as long as a window takes to judge.
+    async fn clock(&self, mut body: Body) -> Result<Value, Refusal> {
+        let now_ms = body.take("now_ms", "a number of milliseconds since 1970")?;
+        body.end()?;
+        let (done, advanced) = oneshot::channel();
+        let command = Command::Advance { now_ms, done };
+        self.send(command)?;
+        let view = advanced.await.map_err(|_| Refusal::stopping())??;
+        self.shown(&view)
+    }
+
+    /// Hands a command to the control loop, or sheds it.
+    fn send(&self, command: Command) -> Result<(), Refusal> {
+        if self.registry.is_none() {
+            return Err(Refusal::no_project());
+        }
+        self.remote
+            .commands
+            .try_send(command)
+            .map_err(|error| match error {
+                tokio::sync::mpsc::error::TrySendError::Full(_) => Refusal::overloaded(),
+                tokio::sync::mpsc::error::TrySendError::Closed(_) => Refusal::stopping(),
+            })
+    }
+
+    fn registry(&self) -> Result<&Registry, Refusal> {
+        self.registry.as_ref().ok_or_else(Refusal::no_project)
+    }
+}
+
+/// The fields of a body. Each is taken once; what is left at the end is unknown.
+struct Body(Map<String, Value>);
+
+impl Body {
+    /// A field's value; one that is not there counts as null.
+    fn take<T: DeserializeOwned>(&mut self, field: &str, expected: &str) -> Result<T, Refusal> {
+        let value = self.0.remove(field).unwrap_or_default();
+        let shown = value.to_string();
+        serde_json::from_value(value).map_err(|_| Refusal::value(field, &shown, expected))
+    }
+
+    /// Refuses what no one took.
+    fn end(self) -> Result<(), Refusal> {
+        match self.0.into_iter().next() {
+            None => Ok(()),
+            Some((field, _)) => Err(Refusal::unknown_field(&field)),
+        }
+    }
+}
+
+impl Asked<'_> {
+    fn expect(&self, method: &Method) -> Result<(), Refusal> {
+        if self.method == method {
+            return Ok(());
+        }
+        Err(Refusal::method(method))
+    }
+
+    /// The fields of the body; none for an empty one.
+    fn body(&self) -> Result<Body, Refusal> {
+        if self.body.is_empty() {
+            return Ok(Body(Map::new()));
+        }
+        let fields = serde_json::from_slice(self.body);
+        fields.map(Body).map_err(|error| Refusal::body(&error))
+    }
+
+    /// The value of a query parameter, percent-decoded.
+    fn parameter(&self, name: &str) -> Result<Option<String>, Refusal> {
+        for pair in self.query.split('&').filter(|pair| !pair.is_empty()) {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            if key == name {
+                let value = value.replace('+', " ");
+                return serving::decode(&value)
+                    .map(Some)
+                    .ok_or_else(Refusal::encoding);
+            }
+        }
+        Ok(None)
+    }
+
+    /// A query parameter that is a count.
+    fn limit(&self, default: u32) -> Result<u32, Refusal> {
+        const LIMIT_MAX: u32 = 100_000;
+        let Some(text) = self.parameter("limit")? else {
+            return Ok(default);
+        };
+        match text.parse() {
+            Ok(limit) if limit <= LIMIT_MAX => Ok(limit),
+            _ => Err(Refusal::value("limit", &text, "a number from 0 to 100000")),
+        }
+    }
+}

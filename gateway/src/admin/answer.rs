@@ -1,0 +1,200 @@
+//! The one place that knows the admin interface's status codes: every cause and its status.
+//!
+//! A body is always `{"error": …}`. The caller is the operator, so messages name files and causes.
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use hyper::{Method, Response, StatusCode};
+use registry::{AliasError, DatabaseError, LookupError, NameError};
+use serde_json::{Value, json};
+
+use crate::control::{AdvanceError, RequestError};
+
+/// Why a request is refused.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    status: StatusCode,
+    message: String,
+    allow: Option<HeaderValue>,
+}
+
+impl Refusal {
+    fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self {
+            status,
+            message: message.into(),
+            allow: None,
+        }
+    }
+
+    pub(super) fn no_such_path() -> Self {
+        Self::new(StatusCode::NOT_FOUND, "there is nothing at this path")
+    }
+
+    pub(super) fn unknown(what: &str, name: &str) -> Self {
+        let shown: String = name.chars().take(64).collect();
+        Self::new(StatusCode::NOT_FOUND, format!("unknown {what} `{shown}`"))
+    }
+
+    pub(super) fn no_project() -> Self {
+        Self::new(
+            StatusCode::NOT_FOUND,
+            "this gateway serves files, not a project",
+        )
+    }
+
+    pub(super) fn method(allowed: &Method) -> Self {
+        let mut refusal = Self::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            format!("this path takes {allowed} only"),
+        );
+        refusal.allow = HeaderValue::from_str(allowed.as_str()).ok();
+        refusal
+    }
+
+    pub(super) fn encoding() -> Self {
+        Self::new(
+            StatusCode::BAD_REQUEST,
+            "the path or query is not percent-encoded UTF-8",
+        )
+    }
+
+    pub(super) fn body(error: &serde_json::Error) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, format!("body: {error}"))
+    }
+
+    pub(super) fn unknown_field(field: &str) -> Self {
+        let shown: String = field.chars().take(64).collect();
+        Self::new(StatusCode::BAD_REQUEST, format!("unknown field `{shown}`"))
+    }
+
+    pub(super) fn broken_body() -> Self {
+        Self::new(
+            StatusCode::BAD_REQUEST,
+            "the body is cut short, too slow or badly framed",
+        )
+    }
+
+    pub(super) fn large_body(bytes_max: usize) -> Self {
+        let message = format!("the body is larger than {bytes_max} bytes");
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, message)
+    }
+
+    pub(super) fn value(field: &str, value: &str, expected: &str) -> Self {
+        let shown: String = value.chars().take(64).collect();
+        let message = format!("field `{field}`: `{shown}` is not {expected}");
+        Self::new(StatusCode::BAD_REQUEST, message)
+    }
+
+    pub(super) fn row(row: usize, problem: impl std::fmt::Display) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, format!("row {row}: {problem}"))
+    }
+
+    pub(super) fn conflict(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, message)
+    }
+
+    pub(super) fn foreign(what: &str) -> Self {
+        Self::new(StatusCode::FORBIDDEN, what)
+    }
+
+    pub(super) fn overloaded() -> Self {
+        Self::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "too many commands wait: retry later",
+        )
+    }
+
+    pub(super) fn stopping() -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "the gateway is stopping")
+    }
+
+    pub(super) fn failed(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, message)
+    }
+}
+
+impl From<NameError> for Refusal {
+    fn from(error: NameError) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, error.to_string())
+    }
+}
+
+impl From<serde_json::Error> for Refusal {
+    fn from(error: serde_json::Error) -> Self {
+        Self::failed(format!("answer has no JSON form: {error}"))
+    }
+}
+
+impl From<DatabaseError> for Refusal {
+    fn from(error: DatabaseError) -> Self {
+        let status = if error.is_busy() {
+            StatusCode::SERVICE_UNAVAILABLE
+        } else {
+            StatusCode::INTERNAL_SERVER_ERROR
+        };
+        Self::new(status, error.to_string())
+    }
+}
+
+impl From<LookupError> for Refusal {
+    fn from(error: LookupError) -> Self {
+        match error {
+            LookupError::Database(error) => error.into(),
+            error => Self::new(StatusCode::NOT_FOUND, error.to_string()),
+        }
+    }
+}
+
+impl From<AliasError> for Refusal {
+    fn from(error: AliasError) -> Self {
+        let message = error.to_string();
+        match error {
+            AliasError::UnknownModel(_) | AliasError::UnknownVersion(_) => {
+                Self::new(StatusCode::NOT_FOUND, message)
+            }
+            AliasError::Database(error) => error.into(),
+            _ => Self::conflict(message),
+        }
+    }
+}
+
+impl From<AdvanceError> for Refusal {
+    fn from(error: AdvanceError) -> Self {
+        let message = error.to_string();
+        match error {
+            AdvanceError::Live => Self::conflict(message),
+            AdvanceError::Backwards { .. } => Self::new(StatusCode::BAD_REQUEST, message),
+            AdvanceError::Recorder(_) => Self::new(StatusCode::SERVICE_UNAVAILABLE, message),
+        }
+    }
+}
+
+impl From<RequestError> for Refusal {
+    fn from(error: RequestError) -> Self {
+        match error {
+            RequestError::NoLoop(_) => Self::conflict(error.to_string()),
+            RequestError::Loop(error) => Self::failed(error.to_string()),
+        }
+    }
+}
+
+/// The response of an answer or a refusal.
+pub(super) fn respond(answer: Result<Value, Refusal>) -> Response<Full<Bytes>> {
+    let (status, body, allow) = match answer {
+        Ok(body) => (StatusCode::OK, body, None),
+        Err(refusal) => {
+            let body = json!({"error": refusal.message});
+            (refusal.status, body, refusal.allow)
+        }
+    };
+    let mut response = Response::new(Full::new(Bytes::from(body.to_string())));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if let Some(allow) = allow {
+        headers.insert(ALLOW, allow);
+    }
+    response
+}

@@ -1,0 +1,293 @@
+//! `loopgate model …`: versions come in from files, aliases are set, history is read.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use clap::{Args, Subcommand};
+use registry::{
+    AliasChange, AliasName, LookupError, ModelName, ModelVersion, NewVersion, Promotion, Registry,
+    Release, Rollback, Version,
+};
+
+use super::{Project, ProjectArgs, print_json};
+use crate::prepare::{Blueprint, prepare, service};
+use crate::table::{LoadedVersion, Seats};
+
+const REASON: &str = "set on the command line";
+
+/// What to do with models.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ModelCommand {
+    /// List the models of the registry
+    List(ProjectArgs),
+    /// Show a model's aliases and versions as JSON
+    Show(Named),
+    /// Check an ONNX file and register it as a version; the first version becomes the champion
+    Register(RegisterArgs),
+    /// Set an alias, if it is what it is believed to be
+    Alias(AliasArgs),
+    /// Show what served when, as JSON
+    History(Named),
+    /// Make a version the champion and the champion the fallback
+    Promote(PromoteArgs),
+    /// Make the fallback the champion again
+    Rollback(ChangeArgs),
+}
+
+/// A model of a project.
+#[derive(Debug, Args)]
+pub(crate) struct Named {
+    #[command(flatten)]
+    project: ProjectArgs,
+    /// The model
+    model: ModelName,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RegisterArgs {
+    #[command(flatten)]
+    project: ProjectArgs,
+    /// The ONNX file
+    file: PathBuf,
+    /// The model that gets the version
+    #[arg(long, value_name = "MODEL")]
+    name: ModelName,
+    /// For people
+    #[arg(long, default_value = "")]
+    description: String,
+    /// When, in milliseconds since the Unix epoch; now by default
+    #[arg(long, value_name = "MS")]
+    at_ms: Option<i64>,
+}
+
+/// A change of a model's aliases.
+#[derive(Debug, Args)]
+pub(crate) struct ChangeArgs {
+    #[command(flatten)]
+    named: Named,
+    /// When, in milliseconds since the Unix epoch; now by default
+    #[arg(long, value_name = "MS")]
+    at_ms: Option<i64>,
+    /// Why, for the history
+    #[arg(long, default_value = REASON)]
+    reason: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AliasArgs {
+    #[command(flatten)]
+    change: ChangeArgs,
+    /// The alias
+    alias: AliasName,
+    /// The version, or `none` to unset the alias
+    #[arg(value_parser = version_or_none)]
+    version: VersionOrNone,
+    /// What the alias is believed to name; by default whatever it does
+    #[arg(long, value_parser = version_or_none)]
+    expected: Option<VersionOrNone>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PromoteArgs {
+    #[command(flatten)]
+    change: ChangeArgs,
+    /// The version that becomes the champion
+    version: Version,
+}
+
+/// A version, or none.
+#[derive(Clone, Copy, Debug)]
+struct VersionOrNone(Option<Version>);
+
+fn version_or_none(text: &str) -> Result<VersionOrNone, String> {
+    match text {
+        "none" => Ok(VersionOrNone(None)),
+        text => match text.parse() {
+            Ok(version) => Ok(VersionOrNone(Some(version))),
+            Err(_) => Err("expected a number, or none".to_owned()),
+        },
+    }
+}
+
+pub(super) async fn run(command: ModelCommand) -> Result<()> {
+    match command {
+        ModelCommand::List(project) => list(&project.open()?).await,
+        ModelCommand::Show(named) => show(&named).await,
+        ModelCommand::Register(args) => register(&args).await,
+        ModelCommand::Alias(args) => alias(&args).await,
+        ModelCommand::History(named) => {
+            let registry = named.project.open()?.registry().await?;
+            print_json(&registry.history(&named.model).await?)
+        }
+        ModelCommand::Promote(args) => promote(&args).await,
+        ModelCommand::Rollback(args) => roll_back(&args).await,
+    }
+}
+
+async fn list(project: &Project) -> Result<()> {
+    let registry = project.registry().await?;
+    for summary in registry.models().await? {
+        let release = registry.release(&summary.model).await?;
+        let aliases: Vec<String> = release
+            .aliases
+            .iter()
+            .map(|(alias, version)| format!("{alias}=v{version}"))
+            .collect();
+        println!(
+            "{}\t{} versions\t{}",
+            summary.model,
+            summary.latest,
+            aliases.join(" ")
+        );
+    }
+    Ok(())
+}
+
+async fn show(named: &Named) -> Result<()> {
+    let registry = named.project.open()?.registry().await?;
+    let release: Release = registry.release(&named.model).await?;
+    let versions: Vec<ModelVersion> = registry.versions(&named.model).await?;
+    print_json(&serde_json::json!({"release": release, "versions": versions}))
+}
+
+async fn register(args: &RegisterArgs) -> Result<()> {
+    let project = args.project.open()?;
+    let bytes =
+        std::fs::read(&args.file).with_context(|| format!("model file {}", args.file.display()))?;
+    let (prepared, service) = check_file(&project, &args.name, &args.file, &bytes)?;
+    let registry = project.registry().await?;
+    let at_ms = match args.at_ms {
+        Some(at_ms) => at_ms,
+        None => project.now_ms(&registry, &args.name).await?,
+    };
+    registry.ensure_model(&args.name, at_ms).await?;
+    let artifact = registry.put_artifact(bytes).await?;
+    let version = registry
+        .register_version(NewVersion {
+            model: args.name.clone(),
+            artifact,
+            signature: serde_json::to_value(prepared.engine.signature())?,
+            service,
+            run: None,
+            algorithm: "external".to_owned(),
+            metrics: std::collections::BTreeMap::new(),
+            datasets: Vec::new(),
+            description: args.description.clone(),
+            at_ms,
+        })
+        .await?;
+    println!(
+        "registered {} v{} ({})",
+        args.name,
+        version.version,
+        prepared.engine.kind()
+    );
+    if registry.release(&args.name).await?.champion().is_none() {
+        let change = AliasChange {
+            model: &args.name,
+            alias: &AliasName::champion(),
+            expected: None,
+            to: Some(version.version),
+            reason: "the first version",
+            at_ms,
+        };
+        registry.set_alias(change).await?;
+        println!("v{} is the champion", version.version);
+    }
+    registry.close().await;
+    Ok(())
+}
+
+/// What the gateway does before it serves a version is done before it is registered.
+fn check_file(
+    project: &Project,
+    name: &ModelName,
+    file: &Path,
+    bytes: &[u8],
+) -> Result<(LoadedVersion, Option<String>)> {
+    let config = project.config.models.get(name);
+    let bound = config.and_then(|config| config.service.as_deref());
+    let bound = bound
+        .map(|id| service(&project.definitions, id))
+        .transpose()?;
+    let id = bound.as_ref().map(|service| service.id().to_owned());
+    let blueprint = Blueprint {
+        model: name.as_str().into(),
+        version: 0,
+        bytes: Arc::from(bytes),
+        engine: config.map(|config| config.engine).unwrap_or_default(),
+        service: bound,
+    };
+    let prepared = prepare(blueprint, Seats::new(1))
+        .with_context(|| format!("model file {} is refused", file.display()))?;
+    Ok((prepared, id))
+}
+
+/// An opened change: the registry, the release as it is, and the instant.
+async fn open(change: &ChangeArgs) -> Result<(Registry, Release, i64)> {
+    let project = change.named.project.open()?;
+    let registry = project.registry().await?;
+    let model = &change.named.model;
+    let release = match registry.release(model).await {
+        Ok(release) => release,
+        Err(LookupError::UnknownModel(unknown)) => return Err(unknown.into()),
+        Err(error) => return Err(error.into()),
+    };
+    let at_ms = match change.at_ms {
+        Some(at_ms) => at_ms,
+        None => project.now_ms(&registry, model).await?,
+    };
+    Ok((registry, release, at_ms))
+}
+
+async fn alias(args: &AliasArgs) -> Result<()> {
+    let (registry, release, at_ms) = open(&args.change).await?;
+    let expected = args
+        .expected
+        .map_or_else(|| release.get(&args.alias), |given| given.0);
+    let generation = registry
+        .set_alias(AliasChange {
+            model: &args.change.named.model,
+            alias: &args.alias,
+            expected,
+            to: args.version.0,
+            reason: &args.change.reason,
+            at_ms,
+        })
+        .await?;
+    println!("generation {generation}");
+    registry.close().await;
+    Ok(())
+}
+
+async fn promote(args: &PromoteArgs) -> Result<()> {
+    let (registry, release, at_ms) = open(&args.change).await?;
+    let generation = registry
+        .promote(Promotion {
+            model: &args.change.named.model,
+            challenger: args.version,
+            expected_champion: release.champion(),
+            reason: &args.change.reason,
+            at_ms,
+        })
+        .await?;
+    println!("generation {generation}");
+    registry.close().await;
+    Ok(())
+}
+
+async fn roll_back(args: &ChangeArgs) -> Result<()> {
+    let (registry, release, at_ms) = open(args).await?;
+    let generation = registry
+        .roll_back(Rollback {
+            model: &args.named.model,
+            expected_champion: release.champion().context("the model has no champion")?,
+            reason: &args.reason,
+            at_ms,
+        })
+        .await?;
+    println!("generation {generation}");
+    registry.close().await;
+    Ok(())
+}

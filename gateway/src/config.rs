@@ -1,0 +1,440 @@
+//! Configuration in two stages: as the user wrote it (`file`), then as the program uses it (here),
+//! checked and with every default filled in. The command line wins over the file.
+
+mod file;
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use featurestore::{ProjectFileError, read_toml};
+use registry::ModelName;
+
+use crate::clock::ClockMode;
+
+pub(crate) use file::{Alias, EngineChoice};
+use file::{GatewayFile, ModelFile};
+
+/// What `loopgate serve` is given on the command line.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(crate) struct ServeArgs {
+    /// Folder with loopgate.toml, features.toml and models/
+    #[arg(long, value_name = "DIR")]
+    pub project: Option<PathBuf>,
+    /// Serve an ONNX file without a project; repeatable
+    #[arg(long, value_name = "NAME=FILE", value_parser = file_model, conflicts_with = "project")]
+    pub model: Vec<FileModel>,
+    /// Data folder; without a project nothing is recorded unless it is given
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+    /// Address of the HTTP listener
+    #[arg(long, value_name = "ADDR")]
+    pub http: Option<SocketAddr>,
+    /// Address of the gRPC listener
+    #[arg(long, value_name = "ADDR")]
+    pub grpc: Option<SocketAddr>,
+    /// Address of the admin listener
+    #[arg(long, value_name = "ADDR")]
+    pub admin: Option<SocketAddr>,
+    /// Address of the Prometheus listener
+    #[arg(long, value_name = "ADDR")]
+    pub metrics: Option<SocketAddr>,
+    /// Serving threads; by default one per core
+    #[arg(long, value_name = "N")]
+    pub serving_threads: Option<NonZeroUsize>,
+    /// Gateway settings without a project, as in loopgate.toml
+    #[arg(long, value_name = "FILE", conflicts_with = "project")]
+    pub config: Option<PathBuf>,
+}
+
+/// A model to be served from a file.
+#[derive(Clone, Debug)]
+pub(crate) struct FileModel {
+    pub name: ModelName,
+    pub path: PathBuf,
+}
+
+fn file_model(text: &str) -> Result<FileModel, String> {
+    let (name, path) = text.split_once('=').ok_or("expected NAME=FILE")?;
+    Ok(FileModel {
+        name: ModelName::from_str(name).map_err(|error| error.to_string())?,
+        path: path.into(),
+    })
+}
+
+/// A gateway, fully described.
+#[derive(Clone, Debug)]
+pub(crate) struct ServeConfig {
+    pub listeners: Listeners,
+    pub limits: Limits,
+    pub clock: ClockMode,
+    pub serving_threads: NonZeroUsize,
+    /// Served without a registry.
+    pub files: Vec<FileModel>,
+    /// Folder of online state and logs; `None` where nothing is recorded.
+    pub data: Option<PathBuf>,
+    pub project: Option<ProjectConfig>,
+}
+
+/// What a project adds.
+#[derive(Clone, Debug)]
+pub(crate) struct ProjectConfig {
+    pub folder: PathBuf,
+    /// `features.toml`.
+    pub features: PathBuf,
+    pub models: BTreeMap<ModelName, ModelConfig>,
+    /// The trainer's program.
+    pub trainer: PathBuf,
+    /// Seed of the trainings.
+    pub seed: u64,
+}
+
+/// One `models/NAME.toml`.
+#[derive(Clone, Debug)]
+pub(crate) struct ModelConfig {
+    /// Feature service, `name` or `name@version`.
+    pub service: Option<String>,
+    pub engine: EngineChoice,
+    pub rules: Arc<ServeRules>,
+    pub policy: monitor::Policy,
+}
+
+/// How a model's versions share its requests.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ServeRules {
+    /// Aliases that answer, in this order, where the routed version cannot.
+    pub fallback: Vec<Box<str>>,
+    /// Answers when nothing else could.
+    pub constant: Option<f32>,
+    /// Score a copy of every answered request.
+    pub shadow: Vec<Alias>,
+    /// The longest that a request may take.
+    pub deadline: Option<Duration>,
+    /// Share of the requests that the challenger answers, 0 to 1.
+    pub canary_share: f64,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Listeners {
+    pub http: SocketAddr,
+    pub grpc: SocketAddr,
+    pub admin: SocketAddr,
+    pub metrics: SocketAddr,
+}
+
+/// Every bound of the data plane.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Open connections of the HTTP listener; beyond it new ones are closed.
+    pub connections_max: usize,
+    /// The same of one client address.
+    pub connections_per_peer_max: usize,
+    pub header_bytes_max: usize,
+    /// Longest wait for a whole request head, which is also the longest idle keep-alive.
+    pub header_timeout: Duration,
+    pub body_bytes_max: usize,
+    /// Longest wait for a whole body.
+    pub body_timeout: Duration,
+    /// Longest wait for a client that does not read its answer.
+    pub write_timeout: Duration,
+    /// Predictions in flight in the process.
+    pub in_flight_max: usize,
+    /// Batches of events and labels in flight in the process.
+    pub ingest_in_flight_max: usize,
+    /// Rows of one request, of one batch of events or of labels.
+    pub rows_max: usize,
+    /// The longest that a prediction may take.
+    pub deadline: Duration,
+    /// The longest that a batch of events or labels may wait for its fsync.
+    pub ingest_deadline: Duration,
+    /// Requests that may wait for the recorder; beyond it records are dropped and counted.
+    pub recorder_queue_max: usize,
+    /// Requests that may wait for their shadows; beyond it shadows are dropped and counted.
+    pub shadow_queue_max: usize,
+    /// How long keep-alive clients are told to leave before their connections are closed.
+    pub drain_notice: Duration,
+    /// How long requests in flight may take to finish once a drain has begun.
+    pub drain_grace: Duration,
+}
+
+/// Why a configuration is refused.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfigError {
+    #[error(transparent)]
+    File(#[from] ProjectFileError),
+    #[error("nothing to serve: give --project DIR or --model NAME=FILE")]
+    Nothing,
+    #[error("model `{0}` is given twice")]
+    Twice(ModelName),
+    #[error(
+        "{listener} listener on {address}: a public address needs `insecure = true` in loopgate.toml, since it has no keys"
+    )]
+    Public {
+        listener: &'static str,
+        address: SocketAddr,
+    },
+    #[error("{}: the file's name is not a model's: {problem}", path.display())]
+    ModelName { path: PathBuf, problem: String },
+    #[error("{}: {problem}", path.display())]
+    Folder {
+        path: PathBuf,
+        problem: std::io::Error,
+    },
+    #[error("model `{model}`: feature service `{service}` is not in features.toml")]
+    Service { model: ModelName, service: String },
+}
+
+impl ServeConfig {
+    /// Reads the project, if there is one, and fills in what neither it nor `args` says.
+    ///
+    /// # Errors
+    /// When a file is missing or wrong, or an address is public without `insecure = true`.
+    pub(crate) fn new(args: ServeArgs) -> Result<Self, ConfigError> {
+        if args.project.is_none() && args.model.is_empty() {
+            return Err(ConfigError::Nothing);
+        }
+        for (k, model) in args.model.iter().enumerate() {
+            if args.model[..k]
+                .iter()
+                .any(|before| before.name == model.name)
+            {
+                return Err(ConfigError::Twice(model.name.clone()));
+            }
+        }
+        let settings = match (&args.project, &args.config) {
+            (Some(folder), _) => Some(folder.join("loopgate.toml")),
+            (None, file) => file.clone(),
+        };
+        let file: GatewayFile = settings
+            .as_deref()
+            .map(read_toml)
+            .transpose()?
+            .unwrap_or_default();
+        let project = args
+            .project
+            .map(|folder| project(folder, &file))
+            .transpose()?;
+        let data = args.data.or_else(|| {
+            let folder = &project.as_ref()?.folder;
+            Some(folder.join(file.data.as_deref().unwrap_or(Path::new("data"))))
+        });
+        let listeners = Listeners {
+            http: args
+                .http
+                .or(file.http.address)
+                .unwrap_or(default(8000, file.insecure)),
+            grpc: args
+                .grpc
+                .or(file.grpc.address)
+                .unwrap_or(default(8001, file.insecure)),
+            metrics: args
+                .metrics
+                .or(file.metrics.address)
+                .unwrap_or(default(8002, false)),
+            admin: args
+                .admin
+                .or(file.admin.address)
+                .unwrap_or(default(8003, false)),
+        };
+        if !file.insecure {
+            refuse_public(&listeners)?;
+        }
+        let cores = || std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+        Ok(Self {
+            listeners,
+            limits: file.limits(),
+            clock: file.clock.mode,
+            serving_threads: args
+                .serving_threads
+                .or(file.serving.threads)
+                .unwrap_or_else(cores),
+            files: args.model,
+            data,
+            project,
+        })
+    }
+}
+
+impl ProjectConfig {
+    /// Refuses a model whose feature service is not defined.
+    pub(crate) fn check_services(
+        &self,
+        definitions: &featurestore::Definitions,
+    ) -> Result<(), ConfigError> {
+        for (model, config) in &self.models {
+            if let Some(service) = &config.service
+                && definitions.service(service).is_none()
+            {
+                return Err(ConfigError::Service {
+                    model: model.clone(),
+                    service: service.clone(),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn refuse_public(listeners: &Listeners) -> Result<(), ConfigError> {
+    for (listener, address) in [
+        ("http", listeners.http),
+        ("grpc", listeners.grpc),
+        ("admin", listeners.admin),
+        ("metrics", listeners.metrics),
+    ] {
+        if !address.ip().is_loopback() {
+            return Err(ConfigError::Public { listener, address });
+        }
+    }
+    Ok(())
+}
+
+fn project(folder: PathBuf, file: &GatewayFile) -> Result<ProjectConfig, ConfigError> {
+    let mut models = BTreeMap::new();
+    let models_folder = folder.join("models");
+    let unreadable = |problem| ConfigError::Folder {
+        path: models_folder.clone(),
+        problem,
+    };
+    for entry in std::fs::read_dir(&models_folder).map_err(unreadable)? {
+        let path = entry.map_err(unreadable)?.path();
+        if path
+            .extension()
+            .is_some_and(|extension| extension == "toml")
+        {
+            let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+            let name = stem
+                .parse::<ModelName>()
+                .map_err(|error| ConfigError::ModelName {
+                    path: path.clone(),
+                    problem: error.to_string(),
+                })?;
+            models.insert(name, read_toml::<ModelFile>(&path)?.into());
+        }
+    }
+    Ok(ProjectConfig {
+        features: folder.join("features.toml"),
+        trainer: trainer(&folder, file),
+        seed: file.trainer.seed,
+        folder,
+        models,
+    })
+}
+
+/// The configured program, else the one that was installed beside this one.
+fn trainer(folder: &Path, file: &GatewayFile) -> PathBuf {
+    const PROGRAM: &str = "loopgate-trainer";
+    match &file.trainer.program {
+        Some(program) => folder.join(program),
+        None => std::env::current_exe()
+            .map_or_else(|_| PROGRAM.into(), |own| own.with_file_name(PROGRAM)),
+    }
+}
+
+/// `port` on every address where that is owned up to, else on loopback.
+fn default(port: u16, public: bool) -> SocketAddr {
+    let ip = if public {
+        Ipv4Addr::UNSPECIFIED
+    } else {
+        Ipv4Addr::LOCALHOST
+    };
+    SocketAddr::new(IpAddr::V4(ip), port)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn serve(config: &str, arguments: &[&str]) -> Result<ServeConfig, ConfigError> {
+        #[derive(clap::Parser)]
+        struct Cli {
+            #[command(flatten)]
+            serve: ServeArgs,
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("gateway.toml");
+        std::fs::write(&file, config).unwrap();
+        let mut line = vec![
+            "loopgate",
+            "--model",
+            "m=x.onnx",
+            "--config",
+            file.to_str().unwrap(),
+        ];
+        line.extend(arguments);
+        let cli = <Cli as clap::Parser>::try_parse_from(line).unwrap();
+        ServeConfig::new(cli.serve)
+    }
+
+    #[test]
+    fn defaults_are_loopback_and_bounded() {
+        let config = serve("", &[]).unwrap();
+        assert_eq!(config.listeners.http.to_string(), "127.0.0.1:8000");
+        assert!(config.data.is_none() && config.project.is_none());
+        assert_eq!(config.files.len(), 1);
+    }
+
+    #[test]
+    fn a_public_address_must_be_owned_up_to() {
+        let refused = serve("", &["--http", "0.0.0.0:8000"]).unwrap_err();
+        assert!(refused.to_string().contains("insecure = true"), "{refused}");
+        assert!(serve("[admin]\naddress = \"10.0.0.1:1\"", &[]).is_err());
+        let open = serve("insecure = true", &[]).unwrap();
+        assert_eq!(open.listeners.http.to_string(), "0.0.0.0:8000");
+        assert_eq!(open.listeners.admin.to_string(), "127.0.0.1:8003");
+    }
+
+    #[test]
+    fn a_wrong_key_is_named_with_its_line_and_the_nearest_one() {
+        let refused = serve("insecure = true\n[http]\nbody_bytes_mx = 3", &[])
+            .unwrap_err()
+            .to_string();
+        for part in [":3:", "body_bytes_mx", "body_bytes_max"] {
+            assert!(refused.contains(part), "{refused}");
+        }
+        assert!(serve("[http]\nbody_bytes_max = 0", &[]).is_err());
+    }
+
+    #[test]
+    fn a_projects_models_are_read_and_their_aliases_parsed() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("loopgate.toml"), "data = \"d\"").unwrap();
+        std::fs::create_dir(folder.path().join("models")).unwrap();
+        let model = "service = \"delay\"\nengine = \"trees\"\nfallback = [\"fallback\", \"simple\"]\n\
+                     constant = 0.25\nshadow = [\"frozen\", \"other@champion\"]\ndeadline_ms = 50\n[train]\nany = 1\n";
+        std::fs::write(folder.path().join("models/delay.toml"), model).unwrap();
+        let args = ServeArgs {
+            project: Some(folder.path().to_owned()),
+            ..ServeArgs::default()
+        };
+        let config = ServeConfig::new(args.clone()).unwrap();
+        assert_eq!(config.data, Some(folder.path().join("d")));
+        let project = config.project.unwrap();
+        let delay = &project.models[&"delay".parse::<ModelName>().unwrap()];
+        assert_eq!(delay.rules.deadline, Some(Duration::from_millis(50)));
+        assert_eq!(delay.rules.shadow[1].model.as_deref(), Some("other"));
+        assert_eq!(
+            delay.rules.shadow[0],
+            Alias {
+                model: None,
+                alias: "frozen".into()
+            }
+        );
+
+        for wrong in [
+            "engine = \"tres\"",
+            "shadow = [\"@\"]",
+            "constant = nan",
+            "canary_share = 1.5",
+            "typo = 1",
+        ] {
+            std::fs::write(folder.path().join("models/delay.toml"), wrong).unwrap();
+            let refused = ServeConfig::new(args.clone()).unwrap_err().to_string();
+            assert!(refused.contains("delay.toml:1"), "{refused}");
+        }
+    }
+}

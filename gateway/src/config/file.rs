@@ -1,0 +1,361 @@
+//! `loopgate.toml` and `models/NAME.toml` as the user writes them. Unknown keys are refused.
+
+use std::net::SocketAddr;
+use std::num::{NonZeroU64, NonZeroUsize};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use engine::EngineKind;
+use monitor::policy::{LabelPolicy, MonitorPolicy, RolloutPolicy, TriggerPolicy};
+use registry::{AliasName, ModelName};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+
+use super::{Limits, ModelConfig, ServeRules};
+use crate::clock::ClockMode;
+
+/// `loopgate.toml`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct GatewayFile {
+    /// Data folder, relative to the project. Default `data`.
+    pub data: Option<PathBuf>,
+    /// Owns up to listeners on public addresses without keys; with it `[http]` and `[grpc]` listen
+    /// on every address unless they say otherwise. Default false.
+    pub insecure: bool,
+    pub http: HttpFile,
+    pub grpc: ListenerFile,
+    pub admin: ListenerFile,
+    pub metrics: ListenerFile,
+    pub serving: ServingFile,
+    pub ingest: IngestFile,
+    pub recorder: RecorderFile,
+    pub shadow: ShadowFile,
+    pub clock: ClockFile,
+    pub trainer: TrainerFile,
+}
+
+/// `[grpc]`, `[admin]`, `[metrics]`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct ListenerFile {
+    /// IP address and port.
+    pub address: Option<SocketAddr>,
+}
+
+/// `[http]`: the data plane's listener.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct HttpFile {
+    /// IP address and port.
+    pub address: Option<SocketAddr>,
+    /// Open connections; beyond it new ones are closed. Default 4096.
+    pub connections_max: NonZeroUsize,
+    /// Open connections of one client address, so that no address takes every place; a load
+    /// balancer in front may need more. Default 2048.
+    pub connections_per_peer_max: NonZeroUsize,
+    /// Bytes of a request head. Default 16 KiB.
+    pub header_bytes_max: NonZeroUsize,
+    /// Milliseconds for a whole request head, and of an idle keep-alive. Default 30,000.
+    pub header_timeout_ms: NonZeroU64,
+    /// Bytes of a body. Default 16 MiB.
+    pub body_bytes_max: NonZeroUsize,
+    /// Milliseconds for a whole body. Default 10,000.
+    pub body_timeout_ms: NonZeroU64,
+    /// Milliseconds that a client may not read its answer. Default 30,000.
+    pub write_timeout_ms: NonZeroU64,
+}
+
+impl Default for HttpFile {
+    fn default() -> Self {
+        Self {
+            address: None,
+            connections_max: size(4096),
+            connections_per_peer_max: size(2048),
+            header_bytes_max: size(16 << 10),
+            header_timeout_ms: millis(30_000),
+            body_bytes_max: size(16 << 20),
+            body_timeout_ms: millis(10_000),
+            write_timeout_ms: millis(30_000),
+        }
+    }
+}
+
+/// `[serving]`: predictions.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct ServingFile {
+    /// Serving threads. Default one per core.
+    pub threads: Option<NonZeroUsize>,
+    /// Predictions in flight; beyond it 429. Default 1024.
+    pub in_flight_max: NonZeroUsize,
+    /// Milliseconds that a prediction may take. Default 1,000.
+    pub deadline_ms: NonZeroU64,
+    /// Rows of one request, of one batch of events or of labels. Default 10,000.
+    pub rows_max: NonZeroUsize,
+    /// Milliseconds in which keep-alive clients are told to leave before their connections are
+    /// closed. Default 300.
+    pub drain_notice_ms: u64,
+    /// Milliseconds that requests in flight may take to finish once a drain began. Default 10,000.
+    pub drain_grace_ms: u64,
+}
+
+impl Default for ServingFile {
+    fn default() -> Self {
+        Self {
+            threads: None,
+            in_flight_max: size(1024),
+            deadline_ms: millis(1000),
+            rows_max: size(10_000),
+            drain_notice_ms: 300,
+            drain_grace_ms: 10_000,
+        }
+    }
+}
+
+/// `[ingest]`: events and labels.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct IngestFile {
+    /// Batches in flight; beyond it 429. Default 256.
+    pub in_flight_max: NonZeroUsize,
+    /// Milliseconds that a batch may wait until it is on disk. Default 10,000.
+    pub deadline_ms: NonZeroU64,
+}
+
+impl Default for IngestFile {
+    fn default() -> Self {
+        Self {
+            in_flight_max: size(256),
+            deadline_ms: millis(10_000),
+        }
+    }
+}
+
+/// `[recorder]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RecorderFile {
+    /// Requests that may wait; beyond it records are dropped and counted. Default 65,536.
+    pub queue_max: NonZeroUsize,
+}
+
+impl Default for RecorderFile {
+    fn default() -> Self {
+        Self {
+            queue_max: size(65_536),
+        }
+    }
+}
+
+/// `[shadow]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct ShadowFile {
+    /// Requests that may wait; beyond it shadows are dropped and counted. Default 4,096.
+    pub queue_max: NonZeroUsize,
+}
+
+impl Default for ShadowFile {
+    fn default() -> Self {
+        Self {
+            queue_max: size(4096),
+        }
+    }
+}
+
+/// `[clock]`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct ClockFile {
+    /// `live`, or `replay`: requests bring their time. Default `live`.
+    pub mode: ClockMode,
+}
+
+/// `[trainer]`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct TrainerFile {
+    /// Program, relative to the project. Default `loopgate-trainer` beside this program.
+    pub program: Option<PathBuf>,
+    /// Seed of the trainings. Default 0.
+    pub seed: u64,
+}
+
+impl GatewayFile {
+    pub(super) fn limits(&self) -> Limits {
+        let duration = |millis: NonZeroU64| Duration::from_millis(millis.get());
+        let Self {
+            http,
+            serving,
+            ingest,
+            ..
+        } = self;
+        Limits {
+            connections_max: http.connections_max.get(),
+            connections_per_peer_max: http.connections_per_peer_max.get(),
+            header_bytes_max: http.header_bytes_max.get(),
+            header_timeout: duration(http.header_timeout_ms),
+            body_bytes_max: http.body_bytes_max.get(),
+            body_timeout: duration(http.body_timeout_ms),
+            write_timeout: duration(http.write_timeout_ms),
+            in_flight_max: serving.in_flight_max.get(),
+            ingest_in_flight_max: ingest.in_flight_max.get(),
+            rows_max: serving.rows_max.get(),
+            deadline: duration(serving.deadline_ms),
+            ingest_deadline: duration(ingest.deadline_ms),
+            recorder_queue_max: self.recorder.queue_max.get(),
+            shadow_queue_max: self.shadow.queue_max.get(),
+            drain_notice: Duration::from_millis(serving.drain_notice_ms),
+            drain_grace: Duration::from_millis(serving.drain_grace_ms),
+        }
+    }
+}
+
+fn size(value: usize) -> NonZeroUsize {
+    NonZeroUsize::new(value).expect("a default above zero")
+}
+
+fn millis(value: u64) -> NonZeroU64 {
+    NonZeroU64::new(value).expect("a default above zero")
+}
+
+/// `models/NAME.toml`. `[train]` and `[gates]` are the trainer's and not looked into here.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct ModelFile {
+    /// Feature service that makes the model's input, `name` or `name@version`.
+    pub service: Option<String>,
+    /// `auto`, `trees`, `tract` or `onnxruntime`. Default `auto`.
+    pub engine: EngineChoice,
+    /// Aliases that answer, in this order, where the routed version cannot.
+    pub fallback: Vec<AliasName>,
+    /// Answers when nothing else could: every float output is filled with it.
+    pub constant: Option<FiniteF32>,
+    /// Score a copy of each answered request: an alias of this model, or `model@alias`.
+    pub shadow: Vec<Alias>,
+    /// Milliseconds that a prediction may take, where less than `[serving] deadline_ms`.
+    pub deadline_ms: Option<NonZeroU64>,
+    /// Share of the requests that the alias `challenger` answers, 0 to 1. Default 0.
+    pub canary_share: ShareOfRequests,
+    pub label: LabelPolicy,
+    pub monitor: MonitorPolicy,
+    pub trigger: TriggerPolicy,
+    pub rollout: RolloutPolicy,
+    #[serde(rename = "train")]
+    _train: Option<IgnoredAny>,
+    #[serde(rename = "gates")]
+    _gates: Option<IgnoredAny>,
+}
+
+impl From<ModelFile> for ModelConfig {
+    fn from(file: ModelFile) -> Self {
+        let rules = ServeRules {
+            fallback: file
+                .fallback
+                .iter()
+                .map(|alias| alias.as_str().into())
+                .collect(),
+            constant: file.constant.map(|constant| constant.0),
+            shadow: file.shadow,
+            deadline: file.deadline_ms.map(|ms| Duration::from_millis(ms.get())),
+            canary_share: file.canary_share.0,
+        };
+        Self {
+            service: file.service,
+            engine: file.engine,
+            rules: Arc::new(rules),
+            policy: monitor::Policy {
+                label: file.label,
+                monitor: file.monitor,
+                trigger: file.trigger,
+                rollout: file.rollout,
+            },
+        }
+    }
+}
+
+/// Which engine runs a model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub(crate) enum EngineChoice {
+    /// The fastest of those that agree.
+    #[default]
+    Auto,
+    Only(EngineKind),
+}
+
+impl TryFrom<String> for EngineChoice {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        match name.as_str() {
+            "auto" => Ok(Self::Auto),
+            name => name
+                .parse()
+                .map(Self::Only)
+                .map_err(|error| format!("{error}, or auto")),
+        }
+    }
+}
+
+/// An alias, of the model at hand or of a named one.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub(crate) struct Alias {
+    pub model: Option<Box<str>>,
+    pub alias: Box<str>,
+}
+
+impl TryFrom<String> for Alias {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let (model, alias) = match text.split_once('@') {
+            Some((model, alias)) => {
+                let model: ModelName = model.parse().map_err(|error| format!("{error}"))?;
+                (Some(model.as_str().into()), alias)
+            }
+            None => (None, text.as_str()),
+        };
+        let alias: AliasName = alias.parse().map_err(|error| format!("{error}"))?;
+        Ok(Self {
+            model,
+            alias: alias.as_str().into(),
+        })
+    }
+}
+
+/// A finite number.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(try_from = "f64")]
+pub(super) struct FiniteF32(f32);
+
+impl TryFrom<f64> for FiniteF32 {
+    type Error = String;
+
+    fn try_from(value: f64) -> Result<Self, String> {
+        let narrow = value as f32;
+        narrow
+            .is_finite()
+            .then_some(Self(narrow))
+            .ok_or_else(|| format!("{value} is not a finite number"))
+    }
+}
+
+/// A share, 0 to 1.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(try_from = "f64")]
+pub(super) struct ShareOfRequests(f64);
+
+impl TryFrom<f64> for ShareOfRequests {
+    type Error = String;
+
+    fn try_from(value: f64) -> Result<Self, String> {
+        (0.0..=1.0)
+            .contains(&value)
+            .then_some(Self(value))
+            .ok_or_else(|| format!("{value} is not a share from 0 to 1"))
+    }
+}

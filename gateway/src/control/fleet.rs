@@ -1,0 +1,327 @@
+//! The fleet of versions: what the registry intends, what is prepared, what is published.
+//!
+//! A control loop: [`Fleet::reconcile`] takes no input, compares intended with loaded and is safe
+//! to call at any time. Every version that an alias names is prepared before anything is published,
+//! so a swap is one pointer store. A champion that cannot be prepared leaves its model's old
+//! release in place; another alias that cannot is passed over, with its reason shown.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use registry::{AliasName, DatabaseError, LookupError, ModelName, Release, Version};
+use tokio::task::JoinSet;
+
+use crate::config::ModelConfig;
+use crate::metrics::Metrics;
+use crate::prepare::{PrepareError, Workshop};
+use crate::table::{LoadedVersion, ModelParts, ModelTable, Publisher};
+
+/// Wait before a version is tried again whose refusal may pass, such as an unreadable disk.
+const RETRY: Duration = Duration::from_secs(5);
+
+type Key = (ModelName, Version);
+type Aliases = BTreeMap<AliasName, Version>;
+
+/// A version that cannot serve.
+#[derive(Clone, Debug)]
+struct Refused {
+    reason: String,
+    /// When to try again; `None` where the version itself is at fault.
+    retry_at: Option<Instant>,
+}
+
+/// What the registry intends, as last read.
+#[derive(Default)]
+struct Intent {
+    generation: i64,
+    releases: BTreeMap<ModelName, Aliases>,
+}
+
+/// Why the registry's intent could not be read; the fleet stays as it is.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ReconcileError {
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
+    #[error(transparent)]
+    Lookup(#[from] LookupError),
+}
+
+/// Every version that serves or is about to.
+pub(crate) struct Fleet {
+    workshop: Workshop,
+    models: BTreeMap<ModelName, ModelConfig>,
+    publisher: Publisher,
+    metrics: Arc<Metrics>,
+    intent: Option<Intent>,
+    /// Published generation; `None` before the first publication.
+    published: Option<i64>,
+    /// The aliases that are published, by model.
+    serving: BTreeMap<ModelName, Aliases>,
+    ready: BTreeMap<Key, Arc<LoadedVersion>>,
+    refused: BTreeMap<Key, Refused>,
+    preparing: BTreeSet<Key>,
+    work: JoinSet<(Key, Result<LoadedVersion, PrepareError>)>,
+}
+
+impl Fleet {
+    pub(crate) fn new(
+        workshop: Workshop,
+        models: BTreeMap<ModelName, ModelConfig>,
+        publisher: Publisher,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self {
+            workshop,
+            models,
+            publisher,
+            metrics,
+            intent: None,
+            published: None,
+            serving: BTreeMap::new(),
+            ready: BTreeMap::new(),
+            refused: BTreeMap::new(),
+            preparing: BTreeSet::new(),
+            work: JoinSet::new(),
+        }
+    }
+
+    /// The registry's generation as last read; 0 before the first reading.
+    pub(crate) fn generation(&self) -> i64 {
+        self.intent.as_ref().map_or(0, |intent| intent.generation)
+    }
+
+    /// The generation that is published; 0 before the first publication.
+    pub(crate) fn published(&self) -> i64 {
+        self.published.unwrap_or(0)
+    }
+
+    /// Whether what is published is what was last intended.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.preparing.is_empty()
+            && self.published.is_some()
+            && self.published() == self.generation()
+    }
+
+    /// The models of the project.
+    pub(crate) fn models(&self) -> impl Iterator<Item = &ModelName> {
+        self.models.keys()
+    }
+
+    /// Versions of a model that can answer at once.
+    pub(crate) fn loaded(&self, model: &ModelName) -> BTreeSet<Version> {
+        let served = self.serving.get(model);
+        served
+            .into_iter()
+            .flat_map(BTreeMap::values)
+            .copied()
+            .collect()
+    }
+
+    /// Versions of a model that were refused for good, with their reasons.
+    pub(crate) fn refused(&self, model: &ModelName) -> BTreeMap<Version, String> {
+        let of_model = self.refused.iter().filter(|((of, _), _)| of == model);
+        of_model
+            .filter(|(_, refused)| refused.retry_at.is_none())
+            .map(|((_, version), refused)| (*version, refused.reason.clone()))
+            .collect()
+    }
+
+    /// Every refusal of a model, also those that may pass.
+    pub(crate) fn refusals(&self, model: &ModelName) -> BTreeMap<Version, String> {
+        let of_model = self.refused.iter().filter(|((of, _), _)| of == model);
+        of_model
+            .map(|((_, version), refused)| (*version, refused.reason.clone()))
+            .collect()
+    }
+
+    /// Lets go of the tables that no request holds any more.
+    pub(crate) fn sweep(&mut self) {
+        self.publisher.sweep();
+    }
+
+    /// Compares what is intended with what is loaded, prepares what is missing and publishes when
+    /// nothing is. True where it published.
+    pub(crate) async fn reconcile(&mut self) -> Result<bool, ReconcileError> {
+        let generation = self.workshop.registry.generation().await?;
+        if self
+            .intent
+            .as_ref()
+            .is_none_or(|intent| intent.generation != generation)
+        {
+            self.read_intent().await?;
+        }
+        self.prepare_missing();
+        Ok(self.publish_if_complete())
+    }
+
+    /// Waits for the next preparation to end; for ever where none is under way.
+    pub(crate) async fn prepared(&mut self) -> Option<(Key, Result<LoadedVersion, PrepareError>)> {
+        match self.work.join_next().await {
+            // A preparation that panicked on our side is as good as none; reconcile tries again.
+            Some(ended) => ended.ok(),
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Takes in what [`Fleet::prepared`] gave. True where that completed a release.
+    pub(crate) fn take(
+        &mut self,
+        prepared: Option<(Key, Result<LoadedVersion, PrepareError>)>,
+    ) -> bool {
+        let Some((key, result)) = prepared else {
+            self.preparing.clear();
+            return false;
+        };
+        self.preparing.remove(&key);
+        match result {
+            Ok(version) => {
+                let engine = version.engine.kind();
+                tracing::info!(model = %key.0, version = key.1, %engine, "version prepared");
+                self.refused.remove(&key);
+                self.ready.insert(key, Arc::new(version));
+            }
+            Err(error) => {
+                let retry_at = error.may_pass().then(|| Instant::now() + RETRY);
+                let reason = error.to_string();
+                tracing::error!(model = %key.0, version = key.1, reason, "version refused");
+                self.refused.insert(key, Refused { reason, retry_at });
+            }
+        }
+        self.publish_if_complete()
+    }
+
+    /// Reads the aliases of every model as of one generation.
+    async fn read_intent(&mut self) -> Result<(), ReconcileError> {
+        // Another writer may come between two models; what was read before it is then read again.
+        const ATTEMPTS: usize = 8;
+        let mut intent = Intent::default();
+        for _ in 0..ATTEMPTS {
+            intent = Intent::default();
+            let before = self.workshop.registry.generation().await?;
+            for model in self.models.keys() {
+                let aliases = match self.workshop.registry.release(model).await {
+                    Ok(Release { aliases, .. }) => aliases,
+                    Err(LookupError::UnknownModel(_)) => Aliases::new(),
+                    Err(error) => return Err(error.into()),
+                };
+                intent.releases.insert(model.clone(), aliases);
+            }
+            intent.generation = before;
+            if self.workshop.registry.generation().await? == before {
+                break;
+            }
+        }
+        let wanted: BTreeSet<Key> = keys(&intent.releases).collect();
+        self.refused.retain(|key, _| wanted.contains(key));
+        self.intent = Some(intent);
+        Ok(())
+    }
+
+    fn prepare_missing(&mut self) {
+        let Some(intent) = &self.intent else {
+            return;
+        };
+        let now = Instant::now();
+        let missing: Vec<Key> = keys(&intent.releases)
+            .filter(|key| !self.ready.contains_key(key) && !self.preparing.contains(key))
+            .filter(|key| match self.refused.get(key) {
+                None => true,
+                Some(refused) => refused.retry_at.is_some_and(|at| at <= now),
+            })
+            .collect();
+        for key in missing {
+            let Some(config) = self.models.get(&key.0) else {
+                continue;
+            };
+            if !self.preparing.insert(key.clone()) {
+                continue;
+            }
+            let (workshop, engine) = (self.workshop.clone(), config.engine);
+            self.work.spawn(async move {
+                let prepared = workshop.fetch_and_prepare(&key.0, key.1, engine).await;
+                (key, prepared)
+            });
+        }
+    }
+
+    fn publish_if_complete(&mut self) -> bool {
+        let Some(intent) = self.intent.as_ref().filter(|_| self.preparing.is_empty()) else {
+            return false;
+        };
+        let serving: BTreeMap<ModelName, Aliases> = intent
+            .releases
+            .iter()
+            .map(|(model, aliases)| (model.clone(), self.release_of(model, aliases)))
+            .collect();
+        if self.published == Some(intent.generation) && serving == self.serving {
+            return false;
+        }
+        let generation = intent.generation;
+        let parts = serving
+            .iter()
+            .filter_map(|(model, aliases)| self.parts(model, aliases))
+            .collect();
+        self.publisher
+            .publish(ModelTable::new(generation, parts), &self.metrics);
+        for (model, aliases) in &serving {
+            if self.serving.get(model) != Some(aliases) {
+                tracing::info!(%model, generation, ?aliases, "release published");
+            }
+        }
+        self.published = Some(generation);
+        self.serving = serving;
+        // What no alias needs goes: here, on the control thread, once no request holds its table.
+        let needed: BTreeSet<Key> = keys(&self.serving).chain(self.intended()).collect();
+        self.ready.retain(|key, _| needed.contains(key));
+        true
+    }
+
+    fn intended(&self) -> impl Iterator<Item = Key> + '_ {
+        self.intent.iter().flat_map(|intent| keys(&intent.releases))
+    }
+
+    /// The aliases to publish: those intended whose versions are ready, or the old ones where the
+    /// intended champion is not.
+    fn release_of(&self, model: &ModelName, intended: &Aliases) -> Aliases {
+        let ready = |version: Version| self.ready.contains_key(&(model.clone(), version));
+        let champion = intended.get(&AliasName::champion());
+        if champion.is_some_and(|&version| !ready(version))
+            && let Some(old) = self.serving.get(model).filter(|old| !old.is_empty())
+        {
+            return old.clone();
+        }
+        let ready = intended.iter().filter(|(_, version)| ready(**version));
+        ready
+            .map(|(alias, version)| (alias.clone(), *version))
+            .collect()
+    }
+
+    fn parts(&self, model: &ModelName, aliases: &Aliases) -> Option<ModelParts> {
+        let config = self.models.get(model)?;
+        let loaded = |&version: &Version| {
+            let loaded = self.ready.get(&(model.clone(), version))?;
+            Some((version, Arc::clone(loaded)))
+        };
+        Some(ModelParts {
+            name: model.as_str().into(),
+            rules: Arc::clone(&config.rules),
+            aliases: aliases
+                .iter()
+                .map(|(alias, version)| (alias.as_str().into(), *version))
+                .collect(),
+            versions: aliases.values().filter_map(loaded).collect(),
+        })
+    }
+}
+
+fn keys(releases: &BTreeMap<ModelName, Aliases>) -> impl Iterator<Item = Key> + '_ {
+    let of_model = |(model, aliases): (&ModelName, &Aliases)| {
+        let model = model.clone();
+        let versions: Vec<Version> = aliases.values().copied().collect();
+        versions
+            .into_iter()
+            .map(move |version| (model.clone(), version))
+    };
+    releases.iter().flat_map(of_model)
+}

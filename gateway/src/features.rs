@@ -1,0 +1,438 @@
+//! From a request's tensors to a model's: by name for a model that takes them as they come, through
+//! its feature service for one that is bound to one.
+//!
+//! Reads of the online store happen in place: one batched get, in cache about as long as the model.
+
+use std::sync::Arc;
+
+use engine::{Signature, Tensor, TensorData};
+use featurestore::{
+    FeatureRow, FeatureStore, Field, FieldProblem, FieldType, Service, Status, Value,
+};
+
+use crate::oip::NamedTensor;
+use crate::table::LoadedVersion;
+
+/// What one request gives to the versions that score it.
+pub(crate) struct Inputs {
+    pub rows: usize,
+    /// The request's tensors, kept for versions with a service of their own.
+    columns: Vec<NamedTensor>,
+    /// In the order of the routed version's signature.
+    pub tensors: Vec<Tensor>,
+    /// With a service: the request's values and the rows made from them.
+    pub features: Option<Features>,
+    /// The online store failed: no version can answer, only a constant.
+    pub unreadable: bool,
+}
+
+impl Inputs {
+    /// Inputs of a model without a feature service.
+    pub(crate) fn of_tensors(tensors: Vec<Tensor>, rows: usize) -> Self {
+        Self {
+            rows,
+            columns: Vec::new(),
+            tensors,
+            features: None,
+            unreadable: false,
+        }
+    }
+}
+
+/// Rows of one feature service.
+pub(crate) struct Features {
+    pub service_id: Arc<str>,
+    pub requests: Vec<Vec<Value>>,
+    pub rows: Vec<FeatureRow>,
+}
+
+/// The tensors for one version, and its own features where it does not share the routed version's.
+pub(crate) enum Bound<'i> {
+    Shared(&'i [Tensor]),
+    Own(Vec<Tensor>, Features),
+}
+
+/// Why a request gives no inputs.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum InputError {
+    #[error("input `{name}` is missing")]
+    Missing { name: String },
+    #[error("unknown input `{name}`")]
+    Unknown { name: Box<str> },
+    #[error("input `{name}`: {problem}")]
+    Mismatch { name: String, problem: String },
+    #[error("input `{name}`, row {row}: {problem}")]
+    Value {
+        name: Box<str>,
+        row: usize,
+        problem: FieldProblem,
+    },
+    #[error("{rows} rows, at most {rows_max} allowed")]
+    TooManyRows { rows: usize, rows_max: usize },
+    #[error("features are not available")]
+    Unreadable,
+}
+
+/// Where features come from and how much of them.
+#[derive(Clone, Copy)]
+pub(crate) struct Reader<'s> {
+    pub store: Option<&'s FeatureStore>,
+    pub rows_max: usize,
+    pub at_ms: i64,
+}
+
+impl Reader<'_> {
+    /// Makes the inputs of `version` from a request's tensors.
+    pub(crate) fn assemble(
+        self,
+        version: &LoadedVersion,
+        columns: Vec<NamedTensor>,
+    ) -> Result<Inputs, InputError> {
+        if let Some(unknown) = columns
+            .iter()
+            .find(|column| !takes(&version.public, &column.name))
+        {
+            return Err(InputError::Unknown {
+                name: unknown.name.clone(),
+            });
+        }
+        match (&version.service, &version.service_id) {
+            (Some(service), Some(id)) => {
+                let requests = self.requests(service, &columns)?;
+                let rows = requests.len();
+                let read = self.rows_of(service, id, requests);
+                let unreadable = read.is_none();
+                let (tensors, features) = read.unzip();
+                Ok(Inputs {
+                    rows,
+                    columns,
+                    tensors: tensors.unwrap_or_default(),
+                    features,
+                    unreadable,
+                })
+            }
+            _ => {
+                let tensors = in_order(&version.public, columns)?;
+                let rows = version.public.rows(&tensors).unwrap_or(1);
+                self.check_rows(rows)?;
+                Ok(Inputs::of_tensors(tensors, rows))
+            }
+        }
+    }
+
+    /// The inputs for another version than the one that `inputs` were assembled for.
+    pub(crate) fn bind<'i>(
+        self,
+        inputs: &'i Inputs,
+        version: &LoadedVersion,
+    ) -> Result<Bound<'i>, InputError> {
+        match (&version.service, &version.service_id, &inputs.features) {
+            (Some(service), Some(id), Some(features)) if *id != features.service_id => {
+                let requests = self.requests(service, &inputs.columns)?;
+                let read = self.rows_of(service, id, requests);
+                let (tensors, features) = read.ok_or(InputError::Unreadable)?;
+                Ok(Bound::Own(tensors, features))
+            }
+            _ => Ok(Bound::Shared(&inputs.tensors)),
+        }
+    }
+
+    fn check_rows(self, rows: usize) -> Result<(), InputError> {
+        if rows <= self.rows_max {
+            return Ok(());
+        }
+        Err(InputError::TooManyRows {
+            rows,
+            rows_max: self.rows_max,
+        })
+    }
+
+    /// Reads the rows; `None`, with the cause in the log, where the store fails.
+    fn rows_of(
+        self,
+        service: &Service,
+        id: &Arc<str>,
+        requests: Vec<Vec<Value>>,
+    ) -> Option<(Vec<Tensor>, Features)> {
+        let rows = match self.store {
+            _ if requests.is_empty() => Vec::new(),
+            Some(store) => store
+                .read_rows(service, &requests, self.at_ms)
+                .inspect_err(|error| tracing::warn!(service = %id, %error, "features not read"))
+                .ok()?,
+            None => return None,
+        };
+        let width = service.features.len();
+        let mut values = Vec::with_capacity(rows.len() * width);
+        for row in &rows {
+            values.extend_from_slice(&row.values);
+        }
+        let tensor = Tensor::new(vec![rows.len(), width], TensorData::Fp32(values))
+            .expect("every row has the width of its service");
+        let features = Features {
+            service_id: Arc::clone(id),
+            requests,
+            rows,
+        };
+        Some((vec![tensor], features))
+    }
+
+    /// Turns columns into rows, each value checked against its field.
+    fn requests(
+        self,
+        service: &Service,
+        columns: &[NamedTensor],
+    ) -> Result<Vec<Vec<Value>>, InputError> {
+        let mut rows: Option<usize> = None;
+        let mut in_order = Vec::with_capacity(service.request.len());
+        for field in &service.request {
+            let column = columns
+                .iter()
+                .find(|column| column.name == field.name)
+                .ok_or_else(|| InputError::Missing {
+                    name: field.name.to_string(),
+                })?;
+            let expected = rows.unwrap_or_else(|| column.tensor.data().len());
+            let (&[found] | &[found, 1]) = column.tensor.shape() else {
+                return Err(mismatch(
+                    &field.name,
+                    format!("expected shape [-1], found {:?}", column.tensor.shape()),
+                ));
+            };
+            if found != expected {
+                return Err(mismatch(
+                    &field.name,
+                    format!("{found} rows where another input has {expected}"),
+                ));
+            }
+            rows = Some(expected);
+            in_order.push((field, column.tensor.data()));
+        }
+        let rows = rows.unwrap_or(0);
+        self.check_rows(rows)?;
+        let row = |row| {
+            let value = |&(field, data): &(&Field, &TensorData)| value(field, data, row);
+            in_order.iter().map(value).collect()
+        };
+        (0..rows).map(row).collect()
+    }
+}
+
+fn takes(signature: &Signature, name: &str) -> bool {
+    signature.inputs.iter().any(|input| input.name == name)
+}
+
+fn in_order(
+    signature: &Signature,
+    mut columns: Vec<NamedTensor>,
+) -> Result<Vec<Tensor>, InputError> {
+    let take = |spec: &engine::TensorSpec| {
+        let position = columns.iter().position(|column| *column.name == *spec.name);
+        let column = columns.swap_remove(position.ok_or_else(|| InputError::Missing {
+            name: spec.name.clone(),
+        })?);
+        match spec.mismatch(&column.tensor) {
+            None => Ok(column.tensor),
+            Some(problem) => Err(mismatch(&spec.name, problem)),
+        }
+    };
+    signature.inputs.iter().map(take).collect()
+}
+
+fn mismatch(name: &str, problem: String) -> InputError {
+    InputError::Mismatch {
+        name: name.to_owned(),
+        problem,
+    }
+}
+
+/// One value of a request field. The wire has no null: an empty string and NaN stand for it where
+/// the field is nullable.
+fn value(field: &Field, data: &TensorData, row: usize) -> Result<Value, InputError> {
+    let value = match field.ty {
+        FieldType::String => text(data, row),
+        FieldType::Bool => match data {
+            TensorData::Bool(values) => values.get(row).map(|&flag| Value::Bool(flag)),
+            _ => None,
+        },
+        FieldType::Int | FieldType::Time => whole(data, row).map(Value::Int),
+        FieldType::Float => number(data, row).map(Value::Float),
+    };
+    let Some(value) = value else {
+        return Err(mismatch(
+            &field.name,
+            format!(
+                "{} does not fit a {} field",
+                data.datatype(),
+                field.ty.as_str()
+            ),
+        ));
+    };
+    let value = match value {
+        Value::String(text) if field.nullable && text.is_empty() => Value::Null,
+        Value::Float(number) if field.nullable && number.is_nan() => Value::Null,
+        value => value,
+    };
+    match field.check(&value) {
+        Ok(()) => Ok(value),
+        Err(problem) => Err(InputError::Value {
+            name: field.name.clone(),
+            row,
+            problem,
+        }),
+    }
+}
+
+fn text(data: &TensorData, row: usize) -> Option<Value> {
+    let TensorData::Bytes(values) = data else {
+        return None;
+    };
+    let text = std::str::from_utf8(values.get(row)?).ok()?;
+    Some(Value::String(text.into()))
+}
+
+fn whole(data: &TensorData, row: usize) -> Option<i64> {
+    match data {
+        TensorData::Int64(values) => values.get(row).copied(),
+        TensorData::Int32(values) => values.get(row).copied().map(i64::from),
+        TensorData::Int16(values) => values.get(row).copied().map(i64::from),
+        TensorData::Int8(values) => values.get(row).copied().map(i64::from),
+        TensorData::Uint64(values) => values.get(row).and_then(|&value| value.try_into().ok()),
+        TensorData::Uint32(values) => values.get(row).copied().map(i64::from),
+        TensorData::Uint16(values) => values.get(row).copied().map(i64::from),
+        TensorData::Uint8(values) => values.get(row).copied().map(i64::from),
+        _ => None,
+    }
+}
+
+fn number(data: &TensorData, row: usize) -> Option<f64> {
+    match data {
+        TensorData::Fp64(values) => values.get(row).copied(),
+        TensorData::Fp32(values) => values.get(row).copied().map(f64::from),
+        data => whole(data, row).map(|value| value as f64),
+    }
+}
+
+/// How the features of a request were found: counts by status in the order of the codes.
+pub(crate) fn count_statuses(rows: &[FeatureRow]) -> [u64; Status::ALL.len()] {
+    let mut counts = [0; Status::ALL.len()];
+    for status in rows.iter().flat_map(|row| &row.statuses) {
+        counts[usize::from(status.code())] += 1;
+    }
+    counts
+}
+
+/// The response's `feature_status`, `STATUS=count` with commas; `None` when all are present.
+pub(crate) fn status_summary(features: &Features) -> Option<String> {
+    let present = |row: &FeatureRow| row.statuses.iter().all(|&status| status == Status::Present);
+    if features.rows.iter().all(present) {
+        return None;
+    }
+    let counts = count_statuses(&features.rows);
+    let shown: Vec<_> = Status::ALL
+        .into_iter()
+        .zip(counts)
+        .filter(|&(status, count)| status != Status::Present && count > 0)
+        .map(|(status, count)| format!("{}={count}", status.as_str()))
+        .collect();
+    Some(shown.join(","))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn field(ty: FieldType, nullable: bool) -> Field {
+        Field {
+            name: "f".into(),
+            ty,
+            nullable,
+        }
+    }
+
+    #[test]
+    fn values_take_what_fits_their_field() {
+        let string = |text: &str| TensorData::Bytes(vec![text.into()]);
+        let cases = [
+            (
+                FieldType::String,
+                false,
+                string("ab"),
+                Value::String("ab".into()),
+            ),
+            (FieldType::String, true, string(""), Value::Null),
+            (
+                FieldType::String,
+                false,
+                string(""),
+                Value::String("".into()),
+            ),
+            (
+                FieldType::Float,
+                false,
+                TensorData::Fp64(vec![1.5]),
+                Value::Float(1.5),
+            ),
+            (
+                FieldType::Float,
+                false,
+                TensorData::Fp32(vec![1.5]),
+                Value::Float(1.5),
+            ),
+            (
+                FieldType::Float,
+                false,
+                TensorData::Int16(vec![-3]),
+                Value::Float(-3.0),
+            ),
+            (
+                FieldType::Float,
+                true,
+                TensorData::Fp64(vec![f64::NAN]),
+                Value::Null,
+            ),
+            (
+                FieldType::Int,
+                false,
+                TensorData::Uint8(vec![7]),
+                Value::Int(7),
+            ),
+            (
+                FieldType::Time,
+                false,
+                TensorData::Int64(vec![7]),
+                Value::Int(7),
+            ),
+            (
+                FieldType::Bool,
+                false,
+                TensorData::Bool(vec![true]),
+                Value::Bool(true),
+            ),
+        ];
+        for (ty, nullable, data, expected) in cases {
+            assert_eq!(value(&field(ty, nullable), &data, 0).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn values_refuse_what_does_not_fit() {
+        let cases = [
+            (FieldType::String, TensorData::Fp32(vec![1.0])),
+            (FieldType::String, TensorData::Bytes(vec![vec![0xff]])),
+            (FieldType::Float, TensorData::Fp64(vec![f64::NAN])),
+            (FieldType::Float, TensorData::Fp64(vec![f64::INFINITY])),
+            (FieldType::Float, TensorData::Bool(vec![true])),
+            (FieldType::Int, TensorData::Fp64(vec![1.0])),
+            (FieldType::Int, TensorData::Uint64(vec![u64::MAX])),
+            (FieldType::Time, TensorData::Int64(vec![i64::MAX])),
+            (FieldType::Bool, TensorData::Int64(vec![1])),
+        ];
+        for (ty, data) in cases {
+            assert!(
+                value(&field(ty, false), &data, 0).is_err(),
+                "{ty:?} took {data:?}"
+            );
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! The one place that knows HTTP's status codes: every cause, its status and its metric's outcome.
+//!
+//! A body is always `{"error": …}`: a sentence for the caller, without paths or internals.
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use hyper::{Method, Response, StatusCode};
+use serde_json::json;
+
+use super::body::BodyError;
+use crate::admission::{Overloaded, RETRY_AFTER_S};
+use crate::execute::ExecuteError;
+use crate::ingest::IngestRefusal;
+use crate::metrics::Outcome;
+use crate::predict::PredictError;
+use crate::route::RouteError;
+
+/// Why a request gets no answer.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    status: StatusCode,
+    message: String,
+    header: Option<(HeaderName, HeaderValue)>,
+    /// The rest of the request is not read, so nothing may follow it.
+    close: bool,
+}
+
+impl Refusal {
+    fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self {
+            status,
+            message: message.into(),
+            header: None,
+            close: false,
+        }
+    }
+
+    fn closing(mut self) -> Self {
+        self.close = true;
+        self
+    }
+
+    fn retry_after(mut self, seconds: u64) -> Self {
+        self.header = Some((RETRY_AFTER, seconds.into()));
+        self
+    }
+
+    pub(super) fn no_such_path() -> Self {
+        Self::new(StatusCode::NOT_FOUND, "Not Found")
+    }
+
+    pub(super) fn path() -> Self {
+        Self::new(
+            StatusCode::BAD_REQUEST,
+            "the path is not percent-encoded UTF-8",
+        )
+    }
+
+    pub(super) fn name(error: &registry::NameError) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, error.to_string())
+    }
+
+    pub(super) fn header(name: &str) -> Self {
+        Self::new(
+            StatusCode::BAD_REQUEST,
+            format!("header `{name}` is not a number of milliseconds"),
+        )
+    }
+
+    pub(super) fn binary() -> Self {
+        let message = "binary tensor data is not offered: send JSON";
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message)
+    }
+
+    pub(super) fn method(allowed: &Method) -> Self {
+        let mut refusal = Self::new(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed");
+        let allowed = HeaderValue::from_str(allowed.as_str()).expect("a method is a token");
+        refusal.header = Some((ALLOW, allowed));
+        refusal
+    }
+
+    pub(super) fn panicked() -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal error").closing()
+    }
+
+    fn outcome(&self) -> Outcome {
+        match self.status {
+            StatusCode::NOT_FOUND => Outcome::NotFound,
+            StatusCode::TOO_MANY_REQUESTS => Outcome::Overloaded,
+            StatusCode::REQUEST_TIMEOUT | StatusCode::GATEWAY_TIMEOUT => Outcome::Late,
+            StatusCode::SERVICE_UNAVAILABLE => Outcome::Unavailable,
+            status if status.is_client_error() => Outcome::Refused,
+            _ => Outcome::Failed,
+        }
+    }
+
+    pub(super) fn into_response(self) -> (Response<Full<Bytes>>, Outcome) {
+        let outcome = self.outcome();
+        let body = json!({"error": self.message}).to_string();
+        let mut response = Response::new(Full::new(Bytes::from(body)));
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Some((name, value)) = self.header {
+            headers.insert(name, value);
+        }
+        if self.close {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        (response, outcome)
+    }
+}
+
+impl From<BodyError> for Refusal {
+    fn from(error: BodyError) -> Self {
+        let status = match error {
+            BodyError::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            BodyError::Late { .. } => StatusCode::REQUEST_TIMEOUT,
+            BodyError::Encoded => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            BodyError::Broken => StatusCode::BAD_REQUEST,
+        };
+        Self::new(status, error.to_string()).closing()
+    }
+}
+
+impl From<Overloaded> for Refusal {
+    fn from(error: Overloaded) -> Self {
+        Self::new(StatusCode::TOO_MANY_REQUESTS, error.to_string()).retry_after(RETRY_AFTER_S)
+    }
+}
+
+impl From<RouteError> for Refusal {
+    fn from(error: RouteError) -> Self {
+        let message = error.to_string();
+        match error {
+            RouteError::UnknownModel { .. } | RouteError::UnknownVersion { .. } => {
+                Self::new(StatusCode::NOT_FOUND, message)
+            }
+            RouteError::NotReady { .. } => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, message).retry_after(RETRY_AFTER_S)
+            }
+        }
+    }
+}
+
+impl From<PredictError> for Refusal {
+    fn from(error: PredictError) -> Self {
+        let message = error.to_string();
+        match error {
+            PredictError::Overloaded(error) => error.into(),
+            PredictError::Route(error) => error.into(),
+            PredictError::Decode(_)
+            | PredictError::Inputs(_)
+            | PredictError::UnknownOutput(_)
+            | PredictError::DoubledOutput(_)
+            | PredictError::Encode(_)
+            | PredictError::Execute(ExecuteError::Inputs(_)) => {
+                Self::new(StatusCode::BAD_REQUEST, message)
+            }
+            PredictError::Deadline(_) | PredictError::Execute(ExecuteError::Deadline(_)) => {
+                Self::new(StatusCode::GATEWAY_TIMEOUT, message)
+            }
+            PredictError::Execute(ExecuteError::Features) => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, message).retry_after(RETRY_AFTER_S)
+            }
+            PredictError::Execute(ExecuteError::Failed { .. }) => {
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, message)
+            }
+        }
+    }
+}
+
+impl From<IngestRefusal> for Refusal {
+    fn from(error: IngestRefusal) -> Self {
+        let message = error.to_string();
+        match error {
+            IngestRefusal::Body(_)
+            | IngestRefusal::TooManyRows { .. }
+            | IngestRefusal::Event(_)
+            | IngestRefusal::Label { .. } => Self::new(StatusCode::BAD_REQUEST, message),
+            IngestRefusal::UnknownSource(_) | IngestRefusal::NoStore => {
+                Self::new(StatusCode::NOT_FOUND, message)
+            }
+            IngestRefusal::Overloaded { retry_after_ms } => {
+                Self::new(StatusCode::TOO_MANY_REQUESTS, message)
+                    .retry_after(retry_after_ms.div_ceil(1000).max(RETRY_AFTER_S))
+            }
+            IngestRefusal::Late { .. } | IngestRefusal::Stopped => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, message).retry_after(RETRY_AFTER_S)
+            }
+        }
+    }
+}

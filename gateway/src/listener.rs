@@ -1,0 +1,260 @@
+//! The HTTP listener: one serving thread per core, each with its own runtime and its own socket on
+//! the same port (`SO_REUSEPORT`), so that a connection lives and dies on one thread.
+//!
+//! Owns connections: how many, how long they may be silent, and how they end in a drain.
+
+mod stall;
+
+use std::convert::Infallible;
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use dashmap::{DashMap, Entry};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::Limits;
+use crate::http::respond;
+use crate::predict::Desk;
+
+use stall::Unstalled;
+
+/// Connections that the kernel may hold for one thread until it accepts them.
+const BACKLOG: i32 = 1024;
+/// Pause after a failed accept: out of file descriptors, a loop would only burn the core.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+/// hyper's own floor of a read buffer.
+const READ_BUFFER_MIN: usize = 64 << 10;
+
+/// Binds `count` sockets to one address; with port 0 the first one chooses it for all.
+///
+/// # Errors
+/// When the address is taken or not ours.
+pub(crate) fn bind(address: SocketAddr, count: usize) -> io::Result<Vec<TcpListener>> {
+    let mut address = address;
+    let mut listeners = Vec::with_capacity(count);
+    for _ in 0..count {
+        let socket = Socket::new(
+            Domain::for_address(address),
+            Type::STREAM,
+            Some(Protocol::TCP),
+        )?;
+        socket.set_reuse_address(true)?;
+        socket.set_reuse_port(true)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        let listener = TcpListener::from(socket);
+        address = listener.local_addr()?;
+        listeners.push(listener);
+    }
+    Ok(listeners)
+}
+
+/// Open connections of the process and of each peer, both bounded.
+#[derive(Debug, Default)]
+pub(crate) struct Connections {
+    open: AtomicUsize,
+    /// Holds peers with an open connection only, so it is bounded too.
+    by_peer: DashMap<IpAddr, usize>,
+}
+
+impl Connections {
+    pub(crate) fn open(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    fn enter(&self, peer: IpAddr, limits: &Limits) -> bool {
+        let before = self.open.fetch_add(1, Ordering::Relaxed);
+        let mut of_peer = self.by_peer.entry(peer).or_default();
+        *of_peer += 1;
+        before < limits.connections_max && *of_peer <= limits.connections_per_peer_max
+    }
+
+    fn leave(&self, peer: IpAddr) {
+        self.open.fetch_sub(1, Ordering::Relaxed);
+        if let Entry::Occupied(mut of_peer) = self.by_peer.entry(peer) {
+            *of_peer.get_mut() -= 1;
+            if *of_peer.get() == 0 {
+                of_peer.remove();
+            }
+        }
+    }
+}
+
+/// One connection's place; given back when dropped.
+struct Connected {
+    desk: Arc<Desk>,
+    peer: IpAddr,
+}
+
+impl Connected {
+    fn enter(desk: &Arc<Desk>, peer: IpAddr) -> Option<Self> {
+        let core = &desk.core;
+        let entered = core.connections.enter(peer, &core.limits);
+        let connected = Self {
+            desk: Arc::clone(desk),
+            peer,
+        };
+        entered.then_some(connected)
+    }
+}
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        self.desk.core.connections.leave(self.peer);
+    }
+}
+
+/// The serving threads.
+pub(crate) struct DataPlane {
+    threads: Vec<JoinHandle<()>>,
+    drain: CancellationToken,
+}
+
+impl DataPlane {
+    /// Starts a thread for each desk.
+    pub(crate) fn start(desks: Vec<Arc<Desk>>, listeners: Vec<TcpListener>) -> io::Result<Self> {
+        let drain = CancellationToken::new();
+        let mut threads = Vec::with_capacity(desks.len());
+        for (k, (desk, listener)) in desks.into_iter().zip(listeners).enumerate() {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            let drain = drain.clone();
+            let thread = std::thread::Builder::new()
+                .name(format!("loopgate-serve-{k}"))
+                .spawn(move || {
+                    if let Err(error) = runtime.block_on(serve(&desk, listener, drain)) {
+                        tracing::error!(%error, "serving thread ended");
+                    }
+                })?;
+            threads.push(thread);
+        }
+        Ok(Self { threads, drain })
+    }
+
+    /// Stops accepting, lets every request in flight finish within the grace, and joins the threads.
+    pub(crate) fn drain(self) {
+        self.drain.cancel();
+        for thread in self.threads {
+            if thread.join().is_err() {
+                tracing::error!("a serving thread panicked");
+            }
+        }
+    }
+}
+
+async fn serve(
+    desk: &Arc<Desk>,
+    listener: TcpListener,
+    drain: CancellationToken,
+) -> io::Result<()> {
+    let connections = TaskTracker::new();
+    let idle = CancellationToken::new();
+    let backlog = listener.try_clone()?;
+    let accepting = tokio::net::TcpListener::from_std(listener)?;
+    loop {
+        tokio::select! {
+            biased;
+            () = drain.cancelled() => break,
+            accepted = accepting.accept() => match accepted {
+                Ok(accepted) => admit(desk, accepted, &connections, &idle),
+                Err(error) => {
+                    tracing::warn!(%error, "connection not accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            },
+        }
+    }
+    drop(accepting);
+    // Closing the socket would reset what the kernel has queued for it: those are served too.
+    while let Ok((stream, peer)) = backlog.accept() {
+        stream.set_nonblocking(true)?;
+        let accepted = (TcpStream::from_std(stream)?, peer);
+        admit(desk, accepted, &connections, &idle);
+    }
+    drop(backlog);
+    connections.close();
+    let limits = &desk.core.limits;
+    // Answers now say `connection: close`, so clients that talk leave by themselves; whoever is
+    // silent for this long is idle and may be closed without a request getting lost.
+    if tokio::time::timeout(limits.drain_notice, connections.wait())
+        .await
+        .is_err()
+    {
+        idle.cancel();
+        if tokio::time::timeout(limits.drain_grace, connections.wait())
+            .await
+            .is_err()
+        {
+            tracing::warn!(
+                open = connections.len(),
+                "connections cut after the drain's grace"
+            );
+        }
+    }
+    Ok(())
+}
+
+fn admit(
+    desk: &Arc<Desk>,
+    (stream, peer): (TcpStream, SocketAddr),
+    connections: &TaskTracker,
+    idle: &CancellationToken,
+) {
+    let Some(connected) = Connected::enter(desk, peer.ip()) else {
+        desk.core.metrics.connections_refused.increment(1);
+        return;
+    };
+    // A socket that the peer has closed already takes no option; its connection ends by itself.
+    drop(stream.set_nodelay(true));
+    connections.spawn(converse(connected, stream, idle.clone()));
+}
+
+/// Serves one connection to its end.
+async fn converse(connected: Connected, stream: TcpStream, idle: CancellationToken) {
+    let desk = Arc::clone(&connected.desk);
+    let limits = desk.core.limits;
+    let io = TokioIo::new(Unstalled::new(stream, limits.write_timeout));
+    let service = service_fn(move |request| {
+        let desk = Arc::clone(&desk);
+        async move { Ok::<_, Infallible>(respond(desk, request).await) }
+    });
+    let connection = protocol(&limits).serve_connection(io, service);
+    let mut connection = pin!(connection);
+    let ended = tokio::select! {
+        biased;
+        ended = connection.as_mut() => ended,
+        () = idle.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "connection ended badly");
+    }
+}
+
+/// hyper's header timeout does nothing without a timer; with one it bounds silent connections and
+/// idle keep-alives too.
+fn protocol(limits: &Limits) -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.header_timeout)
+        .max_header_size(limits.header_bytes_max)
+        .max_buf_size(limits.header_bytes_max.max(READ_BUFFER_MIN))
+        .keep_alive(true);
+    builder
+}

@@ -1,0 +1,53 @@
+//! `loopgate`: an inference gateway with its training loop attached.
+//!
+//! The data plane answers predictions, events and labels (`predict`, `ingest`); the control plane
+//! decides which versions do (`table` is where they meet).
+
+mod admin;
+mod admission;
+mod cli;
+mod clock;
+mod config;
+mod control;
+mod execute;
+mod features;
+mod grpc;
+mod http;
+mod ingest;
+mod listener;
+mod metrics;
+mod oip;
+mod page;
+mod predict;
+mod prepare;
+mod recorder;
+mod route;
+mod serve;
+mod shadow;
+mod table;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+use crate::cli::Cli;
+
+/// Model swaps fragment the system's allocator.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::try_from_env("LOOPGATE_LOG").unwrap_or_else(|_| "info".into()))
+        .with_writer(std::io::stderr)
+        .init();
+    match cli::run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("loopgate: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

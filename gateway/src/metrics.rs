@@ -1,0 +1,347 @@
+//! Every metric of the gateway: name, unit, help, and the closed set of its labels.
+//!
+//! Handles of the request path are resolved once, here; per-model ones when a table is published.
+//! Histograms count seconds in fixed buckets from 50 µs. Values that are cheap to read and dear to
+//! push (in flight, queue lengths) are sampled when the page is rendered.
+
+use std::time::{Duration, Instant};
+
+use featurestore::{Role, Status};
+use metrics::{
+    Counter, Gauge, Histogram, counter, describe_counter, describe_gauge, describe_histogram,
+    gauge, histogram,
+};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+
+use crate::execute::Reason;
+use crate::table::ModelTable;
+
+const REQUESTS: &str = "loopgate_requests_total";
+const PHASE_SECONDS: &str = "loopgate_phase_seconds";
+const PREDICTIONS: &str = "loopgate_predictions_total";
+const FALLBACKS: &str = "loopgate_fallbacks_total";
+const NONFINITE: &str = "loopgate_nonfinite_outputs_total";
+const FEATURE_VALUES: &str = "loopgate_feature_values_total";
+const IN_FLIGHT: &str = "loopgate_in_flight";
+const CONNECTIONS: &str = "loopgate_connections";
+const CONNECTIONS_REFUSED: &str = "loopgate_connections_refused_total";
+const QUEUE: &str = "loopgate_queue_length";
+const DROPPED: &str = "loopgate_dropped_total";
+const RECORDED: &str = "loopgate_recorded_rows_total";
+const RECORD_ERRORS: &str = "loopgate_record_errors_total";
+const SHADOW_ERRORS: &str = "loopgate_shadow_errors_total";
+const INGESTED: &str = "loopgate_ingested_total";
+const MODEL_VERSION: &str = "loopgate_model_version";
+const SWAPS: &str = "loopgate_swaps_total";
+const TABLE_GENERATION: &str = "loopgate_table_generation";
+
+const PHASE_BUCKETS_S: [f64; 16] = [
+    50e-6, 100e-6, 200e-6, 350e-6, 500e-6, 750e-6, 1e-3, 2e-3, 3.5e-3, 5e-3, 10e-3, 25e-3, 50e-3,
+    100e-3, 250e-3, 1.0,
+];
+
+/// A route as metrics see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Operation {
+    Infer,
+    Events,
+    Labels,
+    /// Health, metadata, and what is no route at all.
+    Other,
+}
+
+impl Operation {
+    const ALL: [(Self, &'static str); 4] = [
+        (Self::Infer, "infer"),
+        (Self::Events, "events"),
+        (Self::Labels, "labels"),
+        (Self::Other, "other"),
+    ];
+}
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Ok,
+    /// The caller's fault.
+    Refused,
+    NotFound,
+    /// Shed by admission or by a full queue.
+    Overloaded,
+    /// A deadline or a timeout passed.
+    Late,
+    /// Not ready, or draining.
+    Unavailable,
+    /// Our fault.
+    Failed,
+}
+
+impl Outcome {
+    const ALL: [(Self, &'static str); 7] = [
+        (Self::Ok, "ok"),
+        (Self::Refused, "refused"),
+        (Self::NotFound, "not_found"),
+        (Self::Overloaded, "overloaded"),
+        (Self::Late, "late"),
+        (Self::Unavailable, "unavailable"),
+        (Self::Failed, "failed"),
+    ];
+}
+
+/// A part of a prediction's life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    Decode,
+    Features,
+    Run,
+    Encode,
+    /// From the request's head to its encoded answer.
+    Total,
+}
+
+impl Phase {
+    const ALL: [(Self, &'static str); 5] = [
+        (Self::Decode, "decode"),
+        (Self::Features, "features"),
+        (Self::Run, "run"),
+        (Self::Encode, "encode"),
+        (Self::Total, "total"),
+    ];
+}
+
+/// The handles of the gateway's metrics.
+pub(crate) struct Metrics {
+    page: Option<PrometheusHandle>,
+    requests: [[Counter; Outcome::ALL.len()]; Operation::ALL.len()],
+    phases: [Histogram; Phase::ALL.len()],
+    fallbacks: [Counter; Reason::ALL.len()],
+    predictions: [Counter; Role::ALL.len()],
+    feature_values: [Counter; Status::ALL.len()],
+    pub nonfinite: Counter,
+    pub connections: Gauge,
+    pub connections_refused: Counter,
+    pub records_dropped: Counter,
+    pub shadows_dropped: Counter,
+    pub recorded: Counter,
+    pub record_errors: Counter,
+    pub shadow_errors: Counter,
+    pub events: Counter,
+    pub event_duplicates: Counter,
+    pub events_late: Counter,
+    pub labels: Counter,
+    pub label_duplicates: Counter,
+    pub labels_unknown: Counter,
+    in_flight: Gauge,
+    recorder_queue: Gauge,
+    shadow_queue: Gauge,
+    generation: Gauge,
+}
+
+/// Values that are read when the page is rendered.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Sampled {
+    pub in_flight: usize,
+    pub recorder_queue: usize,
+    pub shadow_queue: usize,
+}
+
+impl Metrics {
+    /// Makes Prometheus the process's recorder and resolves the handles.
+    pub(crate) fn install() -> Result<Self, BuildError> {
+        let page = PrometheusBuilder::new()
+            .set_buckets_for_metric(Matcher::Full(PHASE_SECONDS.to_owned()), &PHASE_BUCKETS_S)?
+            .install_recorder()?;
+        describe();
+        Ok(Self::resolve(Some(page)))
+    }
+
+    /// Handles that lead nowhere, for tests of parts.
+    #[cfg(test)]
+    pub(crate) fn unread() -> Self {
+        Self::resolve(None)
+    }
+
+    fn resolve(page: Option<PrometheusHandle>) -> Self {
+        let dropped = |what: &'static str| counter!(DROPPED, "what" => what);
+        let queue = |queue: &'static str| gauge!(QUEUE, "queue" => queue);
+        let ingested = |kind: &'static str, outcome: &'static str| counter!(INGESTED, "kind" => kind, "outcome" => outcome);
+        Self {
+            page,
+            requests: Operation::ALL.map(|(_, operation)| {
+                Outcome::ALL.map(|(_, outcome)| {
+                    counter!(REQUESTS, "operation" => operation, "outcome" => outcome)
+                })
+            }),
+            phases: Phase::ALL.map(|(_, phase)| histogram!(PHASE_SECONDS, "phase" => phase)),
+            fallbacks: Reason::ALL.map(|reason| counter!(FALLBACKS, "reason" => reason.as_str())),
+            predictions: Role::ALL.map(|role| counter!(PREDICTIONS, "role" => role.as_str())),
+            feature_values: Status::ALL
+                .map(|status| counter!(FEATURE_VALUES, "status" => status.as_str())),
+            nonfinite: counter!(NONFINITE),
+            connections: gauge!(CONNECTIONS),
+            connections_refused: counter!(CONNECTIONS_REFUSED),
+            records_dropped: dropped("record"),
+            shadows_dropped: dropped("shadow"),
+            recorded: counter!(RECORDED),
+            record_errors: counter!(RECORD_ERRORS),
+            shadow_errors: counter!(SHADOW_ERRORS),
+            events: ingested("event", "accepted"),
+            event_duplicates: ingested("event", "duplicate"),
+            events_late: ingested("event", "late"),
+            labels: ingested("label", "accepted"),
+            label_duplicates: ingested("label", "duplicate"),
+            labels_unknown: ingested("label", "unknown"),
+            in_flight: gauge!(IN_FLIGHT),
+            recorder_queue: queue("recorder"),
+            shadow_queue: queue("shadow"),
+            generation: gauge!(TABLE_GENERATION),
+        }
+    }
+
+    pub(crate) fn request(&self, operation: Operation, outcome: Outcome) {
+        self.requests[operation as usize][outcome as usize].increment(1);
+    }
+
+    pub(crate) fn phase(&self, phase: Phase, elapsed: Duration) {
+        self.phases[phase as usize].record(elapsed.as_secs_f64());
+    }
+
+    pub(crate) fn fallback(&self, reason: Reason) {
+        self.fallbacks[reason as usize].increment(1);
+    }
+
+    pub(crate) fn predictions(&self, role: Role, rows: usize) {
+        self.predictions[role as usize].increment(rows as u64);
+    }
+
+    /// Counts feature values by status; the counts are in the order of the statuses' codes.
+    pub(crate) fn feature_values(&self, counts: &[u64; Status::ALL.len()]) {
+        for (counter, &count) in self.feature_values.iter().zip(counts) {
+            counter.increment(count);
+        }
+    }
+
+    /// Notes which versions a new table serves and which champions it changes.
+    pub(crate) fn published(&self, table: &ModelTable, before: Option<&ModelTable>) {
+        self.generation.set(table.generation as f64);
+        for model in table.models() {
+            let name = model.name.to_string();
+            for (alias, version) in &model.aliases {
+                gauge!(MODEL_VERSION, "model" => name.clone(), "alias" => alias.to_string())
+                    .set(f64::from(*version));
+            }
+            let swaps = counter!(SWAPS, "model" => name);
+            let champion = |table: &ModelTable| {
+                let model = table.model(&model.name)?;
+                model.champion.as_ref().map(|version| version.version)
+            };
+            if let Some(before) = before
+                && champion(before) != champion(table)
+            {
+                swaps.increment(1);
+            }
+        }
+    }
+
+    /// The page that Prometheus reads.
+    pub(crate) fn render(&self, sampled: Sampled) -> String {
+        self.in_flight.set(sampled.in_flight as f64);
+        self.recorder_queue.set(sampled.recorder_queue as f64);
+        self.shadow_queue.set(sampled.shadow_queue as f64);
+        self.page
+            .as_ref()
+            .map(PrometheusHandle::render)
+            .unwrap_or_default()
+    }
+
+    /// Folds recorded samples into their buckets; without it an unread page grows for ever.
+    pub(crate) fn upkeep(&self) {
+        if let Some(page) = &self.page {
+            page.run_upkeep();
+        }
+    }
+}
+
+/// A stopwatch over the phases of one prediction.
+pub(crate) struct Laps<'m> {
+    metrics: &'m Metrics,
+    arrived: Instant,
+    lap: Instant,
+}
+
+impl<'m> Laps<'m> {
+    pub(crate) fn start(metrics: &'m Metrics, arrived: Instant) -> Self {
+        Self {
+            metrics,
+            arrived,
+            lap: Instant::now(),
+        }
+    }
+
+    /// Ends a phase; the next begins.
+    pub(crate) fn end(&mut self, phase: Phase) {
+        let now = Instant::now();
+        self.metrics.phase(phase, now - self.lap);
+        self.lap = now;
+    }
+
+    /// Ends the last phase and the whole.
+    pub(crate) fn finish(mut self, phase: Phase) {
+        self.end(phase);
+        self.metrics.phase(Phase::Total, self.lap - self.arrived);
+    }
+}
+
+fn describe() {
+    describe_counter!(REQUESTS, "HTTP requests by operation and outcome");
+    describe_histogram!(PHASE_SECONDS, "Seconds of a prediction by phase");
+    describe_counter!(PREDICTIONS, "Predicted rows by the role of the version");
+    describe_counter!(FALLBACKS, "Requests answered by a fallback, by reason");
+    describe_counter!(NONFINITE, "Runs whose output held NaN or an infinity");
+    describe_counter!(FEATURE_VALUES, "Served feature values by status");
+    describe_gauge!(IN_FLIGHT, "Predictions in flight");
+    describe_gauge!(CONNECTIONS, "Open connections of the HTTP listener");
+    describe_counter!(
+        CONNECTIONS_REFUSED,
+        "Connections closed since too many were open"
+    );
+    describe_gauge!(QUEUE, "Entries that wait, by queue");
+    describe_counter!(
+        DROPPED,
+        "Requests whose records or shadows were dropped since a queue was full"
+    );
+    describe_counter!(RECORDED, "Prediction rows handed to the prediction log");
+    describe_counter!(RECORD_ERRORS, "Batches that the prediction log refused");
+    describe_counter!(SHADOW_ERRORS, "Shadow runs that failed");
+    describe_counter!(INGESTED, "Rows of events and labels by outcome");
+    describe_gauge!(MODEL_VERSION, "Version that an alias of a model names");
+    describe_counter!(SWAPS, "Changes of a model's champion");
+    describe_gauge!(
+        TABLE_GENERATION,
+        "Generation of the registry that is served"
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn enums_index_their_handles() {
+        for (k, (operation, _)) in Operation::ALL.into_iter().enumerate() {
+            assert_eq!(operation as usize, k);
+        }
+        for (k, (outcome, _)) in Outcome::ALL.into_iter().enumerate() {
+            assert_eq!(outcome as usize, k);
+        }
+        for (k, (phase, _)) in Phase::ALL.into_iter().enumerate() {
+            assert_eq!(phase as usize, k);
+        }
+        for (k, reason) in Reason::ALL.into_iter().enumerate() {
+            assert_eq!(reason as usize, k);
+        }
+        for (k, role) in Role::ALL.into_iter().enumerate() {
+            assert_eq!(role as usize, k);
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! The life of a prediction, on one thread from its first byte to its last:
+//! decode → admit → snapshot → route → features → run → record → encode.
+//!
+//! Nothing here awaits, locks or queues, but for the read of the online store. The wire is a
+//! parameter, so that HTTP and gRPC lead the same life.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use engine::Tensor;
+use featurestore::Role;
+use rand::rngs::StdRng;
+use rand::{RngCore, SeedableRng};
+use uuid::{Builder, Uuid};
+
+use crate::admission::{DeadlinePassed, Overloaded, Place};
+use crate::execute::{Answered, ExecuteError, Reason, Runner, scores};
+use crate::features::{InputError, Inputs, status_summary};
+use crate::metrics::{Laps, Phase};
+use crate::oip::{DecodeError, EncodeError, InferRequest, Response};
+use crate::recorder::{FeatureSource, Served};
+use crate::route::{Route, RouteError, Target, route};
+use crate::serve::Core;
+use crate::shadow::ShadowJob;
+use crate::table::Seat;
+
+/// How a request is written on one wire, and its answer.
+pub(crate) trait Wire {
+    type Reply;
+
+    fn decode(&mut self) -> Result<InferRequest, DecodeError>;
+
+    fn encode(&self, response: &Response<'_>) -> Result<Self::Reply, EncodeError>;
+}
+
+/// A request that has a place, before its body is looked at.
+pub(crate) struct Call {
+    pub target: Target,
+    pub place: Place,
+    pub arrived: Instant,
+    /// The request's time.
+    pub at_ms: i64,
+    /// A header says that it is not to be recorded.
+    pub probe: bool,
+}
+
+/// Why a prediction was not answered: one cause for each step.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PredictError {
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+    #[error(transparent)]
+    Overloaded(#[from] Overloaded),
+    #[error(transparent)]
+    Deadline(#[from] DeadlinePassed),
+    #[error(transparent)]
+    Route(#[from] RouteError),
+    #[error(transparent)]
+    Inputs(#[from] InputError),
+    #[error("unknown output `{0}`")]
+    UnknownOutput(Box<str>),
+    #[error("output `{0}` is asked for twice")]
+    DoubledOutput(Box<str>),
+    #[error(transparent)]
+    Execute(#[from] ExecuteError),
+    #[error(transparent)]
+    Encode(#[from] EncodeError),
+}
+
+/// The thread that answers: its sessions and its source of prediction ids.
+pub(crate) struct Desk {
+    pub core: Arc<Core>,
+    seat: Seat,
+    /// Used by this desk's thread only, so never waited for.
+    random: Mutex<StdRng>,
+}
+
+impl Desk {
+    pub(crate) fn new(core: Arc<Core>, seat: Seat) -> Self {
+        Self {
+            core,
+            seat,
+            random: Mutex::new(StdRng::from_os_rng()),
+        }
+    }
+
+    /// A UUIDv7 of the request's time.
+    fn prediction_id(&self, at_ms: i64) -> Uuid {
+        let mut random = [0; 10];
+        self.random
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .fill_bytes(&mut random);
+        Builder::from_unix_timestamp_millis(u64::try_from(at_ms).unwrap_or(0), &random).into_uuid()
+    }
+}
+
+/// Answers one request.
+pub(crate) fn predict<W: Wire>(
+    desk: &Desk,
+    call: Call,
+    mut wire: W,
+) -> Result<W::Reply, PredictError> {
+    let core = &*desk.core;
+    let mut laps = Laps::start(&core.metrics, call.arrived);
+
+    let request = wire.decode()?;
+    laps.end(Phase::Decode);
+
+    let deadline = request.timeout.unwrap_or(core.limits.deadline);
+    let deadline = deadline.min(core.limits.deadline);
+    let mut admitted = call.place.admit(call.arrived, deadline)?;
+
+    let table = core.table.snapshot();
+    let asked = Asked {
+        prediction: desk.prediction_id(call.at_ms),
+        id: request.id,
+        at_ms: call.at_ms,
+        probe: request.probe || call.probe,
+        outputs: request.outputs,
+    };
+    let route = route(table.as_deref(), &call.target, asked.key())?;
+    admitted.tighten(route.model.deadline);
+    check_outputs(&route, &asked.outputs)?;
+
+    let reader = core.reader(asked.at_ms);
+    let inputs = Arc::new(reader.assemble(route.first, request.inputs)?);
+    laps.end(Phase::Features);
+
+    let runner = Runner {
+        seat: desk.seat,
+        reader,
+        admitted: &admitted,
+        metrics: &core.metrics,
+    };
+    let mut answered = runner.run(&route, &inputs)?;
+    laps.end(Phase::Run);
+
+    let status = feature_status(&answered, &inputs);
+    if !asked.probe {
+        record(core, &route, &mut answered, &inputs, &asked);
+    }
+    let reply = wire.encode(&response(&route, &answered, &asked, status.as_deref()))?;
+    laps.finish(Phase::Encode);
+    Ok(reply)
+}
+
+/// What a request says beside its inputs, and the name that it is given.
+struct Asked {
+    prediction: Uuid,
+    /// The caller's own id.
+    id: Option<Box<str>>,
+    at_ms: i64,
+    /// Answered, not recorded.
+    probe: bool,
+    /// Names of the wanted outputs; empty means all of them.
+    outputs: Vec<Box<str>>,
+}
+
+impl Asked {
+    /// What the split hashes: the caller's id, so that it can be made sticky.
+    fn key(&self) -> &[u8] {
+        match &self.id {
+            Some(id) => id.as_bytes(),
+            None => self.prediction.as_bytes(),
+        }
+    }
+}
+
+/// Hands the answer to the recorder and a copy of the request to the shadows; neither is waited for.
+fn record(
+    core: &Core,
+    route: &Route<'_>,
+    answered: &mut Answered,
+    inputs: &Arc<Inputs>,
+    asked: &Asked,
+) {
+    let own = answered.features.take();
+    let version = answered.version.as_ref();
+    core.recorder.push(Served {
+        prediction: asked.prediction,
+        request_id: asked.id.clone(),
+        model: Arc::clone(&route.model.name),
+        version: version.map_or(0, |version| version.version),
+        role: answered.role,
+        at_ms: asked.at_ms,
+        inputs: Arc::clone(inputs),
+        source: own.map_or(FeatureSource::Inputs, FeatureSource::Own),
+        scores: scores(&answered.outputs, inputs.rows),
+        reason: answered.reason,
+    });
+    // Shadows compare with what routing chose, not with what a caller insisted on.
+    let routed = route.role != Role::Pinned && !inputs.unreadable;
+    if routed && !route.model.shadows.is_empty() {
+        core.shadows.push(ShadowJob {
+            versions: route.model.shadows.clone(),
+            inputs: Arc::clone(inputs),
+            prediction: asked.prediction,
+            request_id: asked.id.clone(),
+            at_ms: asked.at_ms,
+        });
+    }
+}
+
+fn response<'a>(
+    route: &Route<'a>,
+    answered: &'a Answered,
+    asked: &'a Asked,
+    feature_status: Option<&'a str>,
+) -> Response<'a> {
+    let version = answered.version.as_ref();
+    Response {
+        model: &route.model.name,
+        version: version.map_or("constant", |version| &*version.label),
+        id: asked.id.as_deref(),
+        prediction: (!asked.probe).then_some(asked.prediction),
+        fallback_reason: answered.reason.map(Reason::as_str),
+        feature_status,
+        outputs: select(route, &answered.outputs, &asked.outputs),
+    }
+}
+
+fn feature_status(answered: &Answered, inputs: &Inputs) -> Option<String> {
+    let features = answered.features.as_ref().or(inputs.features.as_ref());
+    features.and_then(status_summary)
+}
+
+fn check_outputs(route: &Route<'_>, wanted: &[Box<str>]) -> Result<(), PredictError> {
+    let known = &route.first.public.outputs;
+    for (k, name) in wanted.iter().enumerate() {
+        if known.iter().all(|output| *output.name != **name) {
+            return Err(PredictError::UnknownOutput(name.clone()));
+        }
+        if wanted[..k].contains(name) {
+            return Err(PredictError::DoubledOutput(name.clone()));
+        }
+    }
+    Ok(())
+}
+
+/// The outputs in the order in which they were asked for; all of them where none was named. Every
+/// version of a chain has the same outputs in the same order.
+fn select<'a>(
+    route: &Route<'a>,
+    outputs: &'a [Tensor],
+    wanted: &[Box<str>],
+) -> Vec<(&'a str, &'a Tensor)> {
+    let named = || {
+        route
+            .first
+            .public
+            .outputs
+            .iter()
+            .map(|output| &*output.name)
+            .zip(outputs)
+    };
+    if wanted.is_empty() {
+        return named().collect();
+    }
+    wanted
+        .iter()
+        .filter_map(|name| named().find(|(known, _)| *known == &**name))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;

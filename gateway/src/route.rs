@@ -1,0 +1,136 @@
+//! Which version answers a request.
+//!
+//! A named version answers itself and bypasses the split. Otherwise `hash(model, key)` decides
+//! between champion and challenger: the same key always gets the same answer, and as the share
+//! grows keys only move towards the challenger.
+
+use std::sync::Arc;
+
+use featurestore::Role;
+use registry::ModelName;
+
+use crate::table::{LoadedVersion, ModelTable, ServedModel};
+
+/// What a request asks for.
+#[derive(Clone, Debug)]
+pub(crate) struct Target {
+    pub model: ModelName,
+    /// A number or an alias.
+    pub version: Option<Box<str>>,
+}
+
+/// The version that is to answer, and its model.
+pub(crate) struct Route<'t> {
+    pub model: &'t ServedModel,
+    pub first: &'t Arc<LoadedVersion>,
+    pub role: Role,
+}
+
+/// Why no version answers.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum RouteError {
+    #[error("unknown model `{model}`")]
+    UnknownModel { model: ModelName },
+    #[error("model `{model}` has no loaded version `{version}`")]
+    UnknownVersion { model: ModelName, version: Box<str> },
+    #[error("model `{model}` has no version ready")]
+    NotReady { model: ModelName },
+}
+
+/// Finds the model.
+pub(crate) fn model<'t>(
+    table: Option<&'t ModelTable>,
+    target: &Target,
+) -> Result<&'t ServedModel, RouteError> {
+    let Some(table) = table else {
+        return Err(RouteError::NotReady {
+            model: target.model.clone(),
+        });
+    };
+    table
+        .model(target.model.as_str())
+        .ok_or_else(|| RouteError::UnknownModel {
+            model: target.model.clone(),
+        })
+}
+
+/// Finds the version that the target names.
+pub(crate) fn named<'t>(
+    model: &'t ServedModel,
+    target: &Target,
+    version: &str,
+) -> Result<&'t Arc<LoadedVersion>, RouteError> {
+    model
+        .version(version)
+        .ok_or_else(|| RouteError::UnknownVersion {
+            model: target.model.clone(),
+            version: version.chars().take(64).collect::<String>().into(),
+        })
+}
+
+/// Chooses the version for a request with this key.
+pub(crate) fn route<'t>(
+    table: Option<&'t ModelTable>,
+    target: &Target,
+    key: &[u8],
+) -> Result<Route<'t>, RouteError> {
+    let model = model(table, target)?;
+    if let Some(version) = &target.version {
+        let first = named(model, target, version)?;
+        return Ok(Route {
+            model,
+            first,
+            role: Role::Pinned,
+        });
+    }
+    let champion = model
+        .champion
+        .as_ref()
+        .ok_or_else(|| RouteError::NotReady {
+            model: target.model.clone(),
+        })?;
+    let (first, role) = match &model.split {
+        Some(split) if point(model.name.as_bytes(), key) < split.share => {
+            (&split.version, Role::Challenger)
+        }
+        _ => (champion, Role::Champion),
+    };
+    Ok(Route { model, first, role })
+}
+
+/// A point of [0, 1) that depends on salt and key alone: FNV-1a, then the finalizer of MurmurHash3
+/// (Appleby, public domain), without which near keys lie near.
+fn point(salt: &[u8], key: &[u8]) -> f64 {
+    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
+    for &byte in salt.iter().chain(&[0]).chain(key) {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    }
+    hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    hash = (hash ^ (hash >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    hash ^= hash >> 33;
+    (hash >> 11) as f64 / (1_u64 << 53) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn points_are_spread_and_depend_on_the_salt() {
+        let share = |salt: &[u8], below: f64| {
+            let hits = (0..20_000_u32).filter(|k| point(salt, &k.to_le_bytes()) < below);
+            hits.count() as f64 / 20_000.0
+        };
+        for below in [0.01, 0.1, 0.5, 0.9] {
+            let sigma = (below * (1.0 - below) / 20_000.0_f64).sqrt();
+            assert!((share(b"m", below) - below).abs() < 5.0 * sigma);
+        }
+        let both = (0..20_000_u32)
+            .filter(|k| point(b"a", &k.to_le_bytes()) < 0.5 && point(b"b", &k.to_le_bytes()) < 0.5)
+            .count();
+        assert!(
+            (4_500..5_500).contains(&both),
+            "salts are not independent: {both}"
+        );
+    }
+}

@@ -1,0 +1,319 @@
+//! `loopgate serve`: puts the process together, waits for its end, and takes it apart in order.
+//!
+//! Threads: one per serving core, the recorder, the shadow worker, and this one, which runs what is
+//! not on the request path. Nothing of the request path is made after the listener is bound.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use featurestore::{Definitions, FeatureStore, StoreOptions};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::admission::Admission;
+use crate::clock::Clock;
+use crate::config::{EngineChoice, FileModel, Limits, ServeConfig, ServeRules};
+use crate::control::{ControlOptions, ControlThread};
+use crate::features::Reader;
+use crate::grpc::GrpcThread;
+use crate::listener::{self, Connections, DataPlane};
+use crate::metrics::{Metrics, Sampled};
+use crate::page::Page;
+use crate::predict::Desk;
+use crate::prepare::{Blueprint, prepare};
+use crate::recorder::{Recorder, RecorderGone, RecorderOptions};
+use crate::shadow::{ShadowOptions, Shadows};
+use crate::table::{CHAMPION, LiveTable, LoadedVersion, ModelParts, ModelTable, Publisher, Seats};
+
+/// The version that a file without a registry is served as.
+const FILE_VERSION: u32 = 1;
+/// How often metrics are folded.
+const UPKEEP: Duration = Duration::from_secs(1);
+
+/// What every request needs; one for the process.
+pub(crate) struct Core {
+    pub table: Arc<LiveTable>,
+    pub clock: Clock,
+    pub limits: Limits,
+    pub admission: Arc<Admission>,
+    /// Events and labels have places of their own: a flood of them sheds no prediction.
+    pub ingest_admission: Arc<Admission>,
+    pub recorder: Recorder,
+    pub shadows: Shadows,
+    pub store: Option<FeatureStore>,
+    pub metrics: Arc<Metrics>,
+    pub connections: Connections,
+    draining: AtomicBool,
+}
+
+impl Core {
+    /// Whether the process is about to end.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn is_ready(&self) -> bool {
+        !self.is_draining() && self.table.is_ready()
+    }
+
+    /// Extensions of the protocol that this process offers.
+    pub(crate) fn extensions(&self) -> &'static [&'static str] {
+        match self.store {
+            Some(_) => &["fallback", "version_label", "feature_lookup", "feedback"],
+            None => &["fallback", "version_label"],
+        }
+    }
+
+    /// The way from a request of that time to its features.
+    pub(crate) fn reader(&self, at_ms: i64) -> Reader<'_> {
+        Reader {
+            store: self.store.as_ref(),
+            rows_max: self.limits.rows_max,
+            at_ms,
+        }
+    }
+
+    /// Resolves when everything about requests that were answered before is in the prediction log.
+    pub(crate) async fn settle(&self) -> Result<(), RecorderGone> {
+        self.shadows.settle().await?;
+        self.recorder.flush().await
+    }
+
+    /// The page that Prometheus reads.
+    pub(crate) fn metrics_page(&self) -> String {
+        self.metrics.connections.set(self.connections.open() as f64);
+        self.metrics.render(Sampled {
+            in_flight: self.admission.in_flight(),
+            recorder_queue: self.recorder.waiting(),
+            shadow_queue: self.shadows.waiting(),
+        })
+    }
+}
+
+/// The threads behind the request path.
+pub(crate) struct Backstage {
+    recorder: JoinHandle<()>,
+    shadows: JoinHandle<()>,
+}
+
+/// Runs the gateway until SIGTERM or SIGINT has drained it.
+///
+/// # Errors
+/// When the configuration cannot be served; once it serves, only a failed seal.
+pub(crate) fn run(config: &ServeConfig) -> Result<()> {
+    let threads = config.serving_threads.get();
+    let seats = Seats::new(threads);
+    let metrics = Arc::new(Metrics::install()?);
+    let (core, mut publisher, backstage) = assemble(config, seats, metrics)?;
+    publish_files(config, seats, &mut publisher, &core)?;
+    let listeners = listener::bind(config.listeners.http, threads)
+        .with_context(|| format!("http listener on {}", config.listeners.http))?;
+    let http = listeners
+        .first()
+        .context("no serving thread")?
+        .local_addr()?;
+    let desks = (0..threads)
+        .map(|k| Arc::new(Desk::new(Arc::clone(&core), seats.serving(k))))
+        .collect();
+    let control = ControlThread::start(ControlOptions {
+        config: config.clone(),
+        seats,
+        publisher,
+        core: Arc::clone(&core),
+    })?;
+    let grpc_desk = Arc::new(Desk::new(Arc::clone(&core), seats.grpc()));
+    let grpc = GrpcThread::start(config.listeners.grpc, grpc_desk)
+        .with_context(|| format!("gRPC listener on {}", config.listeners.grpc))?;
+    let plane = DataPlane::start(desks, listeners)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        // Before anybody learns that we serve: a signal sent after that must drain.
+        let signals = Signals::listen()?;
+        let page = Page::bind(config.listeners.metrics, Arc::clone(&core))
+            .await
+            .with_context(|| format!("metrics listener on {}", config.listeners.metrics))?;
+        announce(&[
+            ("http", http),
+            ("grpc", grpc.address),
+            ("admin", control.admin),
+            ("metrics", page.address()),
+        ]);
+        until_told_to_stop(signals, &core, page).await;
+        Ok::<_, anyhow::Error>(())
+    })?;
+    core.draining.store(true, Ordering::Relaxed);
+    tracing::info!("draining");
+    plane.drain();
+    grpc.drain();
+    control.stop();
+    close(&core, backstage)
+}
+
+/// Makes the core and starts the threads that it hands work to.
+pub(crate) fn assemble(
+    config: &ServeConfig,
+    seats: Seats,
+    metrics: Arc<Metrics>,
+) -> Result<(Arc<Core>, Publisher, Backstage)> {
+    let store = open_store(config)?;
+    let clock = Clock::new(config.clock);
+    let (table, publisher) = LiveTable::new();
+    let (recorder, recorder_thread) = Recorder::start(RecorderOptions {
+        queue_max: config.limits.recorder_queue_max,
+        store: store.clone(),
+        wait_when_full: clock.is_replay(),
+        metrics: Arc::clone(&metrics),
+    })?;
+    let (shadows, shadow_thread) = Shadows::start(ShadowOptions {
+        queue_max: config.limits.shadow_queue_max,
+        rows_max: config.limits.rows_max,
+        store: store.clone(),
+        wait_when_full: clock.is_replay(),
+        seat: seats.shadow(),
+        recorder: recorder.clone(),
+        metrics: Arc::clone(&metrics),
+    })?;
+    let core = Arc::new(Core {
+        table,
+        clock,
+        limits: config.limits,
+        admission: Admission::new(config.limits.in_flight_max),
+        ingest_admission: Admission::new(config.limits.ingest_in_flight_max),
+        recorder,
+        shadows,
+        store,
+        metrics,
+        connections: Connections::default(),
+        draining: AtomicBool::new(false),
+    });
+    let backstage = Backstage {
+        recorder: recorder_thread,
+        shadows: shadow_thread,
+    };
+    Ok((core, publisher, backstage))
+}
+
+/// Opens the data folder, for this process alone. Without a project there are no features in it,
+/// only predictions and labels.
+fn open_store(config: &ServeConfig) -> Result<Option<FeatureStore>> {
+    let Some(data) = &config.data else {
+        return Ok(None);
+    };
+    let definitions = match &config.project {
+        Some(project) => {
+            let definitions = Definitions::load(&project.features)?;
+            project.check_services(&definitions)?;
+            definitions
+        }
+        None => Definitions::parse("", "features.toml")?,
+    };
+    let store = FeatureStore::open(data, Arc::new(definitions), &StoreOptions::default())?;
+    Ok(Some(store))
+}
+
+/// Serves the models that were given as files.
+fn publish_files(
+    config: &ServeConfig,
+    seats: Seats,
+    publisher: &mut Publisher,
+    core: &Core,
+) -> Result<()> {
+    if config.files.is_empty() {
+        return Ok(());
+    }
+    let mut models = Vec::with_capacity(config.files.len());
+    for file in &config.files {
+        let loaded = Arc::new(load_file(file, seats)?);
+        tracing::info!(model = %file.name, engine = %loaded.engine.kind(), "model loaded");
+        models.push(ModelParts {
+            name: Arc::clone(&loaded.model),
+            rules: Arc::new(ServeRules::default()),
+            aliases: [(CHAMPION.into(), loaded.version)].into(),
+            versions: [(loaded.version, loaded)].into(),
+        });
+    }
+    publisher.publish(ModelTable::new(0, models), &core.metrics);
+    Ok(())
+}
+
+/// Prepares a file as it would a registered version, with the fastest of the engines that agree.
+fn load_file(file: &FileModel, seats: Seats) -> Result<LoadedVersion> {
+    let from = || format!("model `{}` from {}", file.name, file.path.display());
+    let bytes = std::fs::read(&file.path).with_context(from)?;
+    let blueprint = Blueprint {
+        model: file.name.as_str().into(),
+        version: FILE_VERSION,
+        bytes: bytes.into(),
+        engine: EngineChoice::Auto,
+        service: None,
+    };
+    prepare(blueprint, seats).with_context(from)
+}
+
+/// One line on standard output, so that whoever started us knows the ports.
+fn announce(listeners: &[(&str, std::net::SocketAddr)]) {
+    let shown: Vec<_> = listeners
+        .iter()
+        .map(|(name, at)| format!("{name}={at}"))
+        .collect();
+    let line = format!("loopgate serves {}", shown.join(" "));
+    tracing::info!("{line}");
+    // Nobody may be reading: that is no reason not to serve.
+    drop(std::io::Write::write_all(
+        &mut std::io::stdout(),
+        format!("{line}\n").as_bytes(),
+    ));
+}
+
+/// The signals that end the process in order. A second one changes nothing: the drain is bounded.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+}
+
+async fn until_told_to_stop(mut signals: Signals, core: &Core, page: Page) {
+    let mut upkeep = tokio::time::interval(UPKEEP);
+    let mut page = std::pin::pin!(page.serve());
+    loop {
+        tokio::select! {
+            _ = signals.terminate.recv() => return,
+            _ = signals.interrupt.recv() => return,
+            () = &mut page => {}
+            _ = upkeep.tick() => core.metrics.upkeep(),
+        }
+    }
+}
+
+/// Writes what the requests left behind: shadows, then records, then the sealed log.
+pub(crate) fn close(core: &Core, backstage: Backstage) -> Result<()> {
+    core.shadows.stop();
+    if backstage.shadows.join().is_err() {
+        tracing::error!("the shadow worker panicked");
+    }
+    core.recorder.stop();
+    if backstage.recorder.join().is_err() {
+        tracing::error!("the recorder panicked");
+    }
+    if let Some(store) = &core.store {
+        let sealed = store.seal().context("prediction log not sealed")?;
+        tracing::info!(
+            predictions = sealed.predictions,
+            labels = sealed.labels,
+            "sealed"
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,220 @@
+//! The model table: everything a request may be answered with, as one immutable value.
+//!
+//! Readers take one snapshot and keep it to their end, so model, signature, service and version
+//! belong together. *Prepare* (loading versions) may fail and happens elsewhere; *publish* is one
+//! pointer store and cannot. A replaced table is let go by the publisher and never by a request.
+
+mod version;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::{ArcSwapOption, Guard};
+
+use crate::config::{Alias, ServeRules};
+use crate::metrics::Metrics;
+
+pub(crate) use version::{BindError, LoadedVersion, NewVersion, RunFailure, Seat, Seats};
+
+/// The alias whose version answers.
+pub(crate) const CHAMPION: &str = "champion";
+/// The alias whose version answers a share of the requests, where one is configured.
+pub(crate) const CHALLENGER: &str = "challenger";
+
+/// One model of a table that is about to be published.
+pub(crate) struct ModelParts {
+    pub name: Arc<str>,
+    pub rules: Arc<ServeRules>,
+    /// Version by alias, as the registry has them.
+    pub aliases: BTreeMap<Box<str>, u32>,
+    /// The versions that are loaded.
+    pub versions: BTreeMap<u32, Arc<LoadedVersion>>,
+}
+
+/// One model, with the ways to answer for it resolved.
+pub(crate) struct ServedModel {
+    pub name: Arc<str>,
+    pub aliases: BTreeMap<Box<str>, u32>,
+    pub versions: BTreeMap<u32, Arc<LoadedVersion>>,
+    /// Answers; `None` while no version is ready.
+    pub champion: Option<Arc<LoadedVersion>>,
+    /// Answers a share of the requests.
+    pub split: Option<Split>,
+    /// Answer in this order where the routed version cannot.
+    pub chain: Vec<Arc<LoadedVersion>>,
+    /// Answers when nothing else could.
+    pub constant: Option<f32>,
+    /// Score a copy of each answered request.
+    pub shadows: Vec<Arc<LoadedVersion>>,
+    /// The longest that a request may take.
+    pub deadline: Option<Duration>,
+}
+
+/// A share of the requests for another version than the champion.
+pub(crate) struct Split {
+    pub version: Arc<LoadedVersion>,
+    /// Above 0, at most 1.
+    pub share: f64,
+}
+
+impl ServedModel {
+    /// The loaded version that a number or an alias names.
+    pub(crate) fn version(&self, named: &str) -> Option<&Arc<LoadedVersion>> {
+        let number = match self.aliases.get(named) {
+            Some(&number) => number,
+            None => named.parse().ok()?,
+        };
+        self.versions.get(&number)
+    }
+}
+
+/// Every model, of one generation of the registry.
+pub(crate) struct ModelTable {
+    /// The registry's generation that it was made from.
+    pub generation: i64,
+    models: BTreeMap<Arc<str>, ServedModel>,
+}
+
+impl ModelTable {
+    /// Resolves aliases, fallbacks and shadows among loaded versions. An alias without a loaded
+    /// version is passed over: what is left still answers.
+    pub(crate) fn new(generation: i64, parts: Vec<ModelParts>) -> Self {
+        let resolved: Vec<_> = parts.iter().map(|model| resolve(model, &parts)).collect();
+        let models = parts
+            .into_iter()
+            .zip(resolved)
+            .map(|(parts, ways)| {
+                let model = ServedModel {
+                    name: Arc::clone(&parts.name),
+                    aliases: parts.aliases,
+                    versions: parts.versions,
+                    champion: ways.champion,
+                    split: ways.split,
+                    chain: ways.chain,
+                    constant: parts.rules.constant,
+                    shadows: ways.shadows,
+                    deadline: parts.rules.deadline,
+                };
+                (parts.name, model)
+            })
+            .collect();
+        Self { generation, models }
+    }
+
+    pub(crate) fn model(&self, name: &str) -> Option<&ServedModel> {
+        self.models.get(name)
+    }
+
+    pub(crate) fn models(&self) -> impl Iterator<Item = &ServedModel> {
+        self.models.values()
+    }
+
+    /// Whether every model has a version that answers.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.models.values().all(|model| model.champion.is_some())
+    }
+}
+
+struct Ways {
+    champion: Option<Arc<LoadedVersion>>,
+    split: Option<Split>,
+    chain: Vec<Arc<LoadedVersion>>,
+    shadows: Vec<Arc<LoadedVersion>>,
+}
+
+fn resolve(model: &ModelParts, all: &[ModelParts]) -> Ways {
+    let at = |parts: &ModelParts, alias: &str| {
+        let number = parts.aliases.get(alias)?;
+        parts.versions.get(number).cloned()
+    };
+    let champion = at(model, CHAMPION);
+    let answers_alike = |version: &Arc<LoadedVersion>| {
+        let champion = champion.as_ref();
+        champion.is_some_and(|c| version.version != c.version && version.can_answer_for(c))
+    };
+    let split = at(model, CHALLENGER)
+        .filter(|version| model.rules.canary_share > 0.0 && answers_alike(version))
+        .map(|version| Split {
+            version,
+            share: model.rules.canary_share,
+        });
+    let mut chain: Vec<Arc<LoadedVersion>> = Vec::new();
+    for alias in &model.rules.fallback {
+        let next = at(model, alias).filter(&answers_alike);
+        chain.extend(next.filter(|next| chain.iter().all(|v| v.version != next.version)));
+    }
+    let shadow = |Alias {
+                      model: named,
+                      alias,
+                  }: &Alias| {
+        let name = named.as_deref().unwrap_or(&model.name);
+        at(all.iter().find(|parts| *parts.name == *name)?, alias)
+    };
+    let reads_alike = |version: &Arc<LoadedVersion>| {
+        let champion = champion.as_ref();
+        champion.is_some_and(|champion| version.can_read_for(champion))
+    };
+    Ways {
+        split,
+        chain,
+        shadows: model
+            .rules
+            .shadow
+            .iter()
+            .filter_map(shadow)
+            .filter(reads_alike)
+            .collect(),
+        champion,
+    }
+}
+
+/// The table that is served now.
+pub(crate) struct LiveTable(ArcSwapOption<ModelTable>);
+
+impl LiveTable {
+    /// Nothing is served until the first publication.
+    pub(crate) fn new() -> (Arc<Self>, Publisher) {
+        let live = Arc::new(Self(ArcSwapOption::empty()));
+        let publisher = Publisher {
+            live: Arc::clone(&live),
+            retired: Vec::new(),
+        };
+        (live, publisher)
+    }
+
+    /// The table at this moment. Not to be held across an await: a guard occupies one of the
+    /// thread's few fast slots, and keeps the old table.
+    pub(crate) fn snapshot(&self) -> Guard<Option<Arc<ModelTable>>> {
+        self.0.load()
+    }
+
+    /// Whether a table was published in which every model answers.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.snapshot()
+            .as_ref()
+            .is_some_and(|table| table.is_ready())
+    }
+}
+
+/// The one who replaces the table.
+pub(crate) struct Publisher {
+    live: Arc<LiveTable>,
+    retired: Vec<Arc<ModelTable>>,
+}
+
+impl Publisher {
+    /// Puts `table` in place of the one that is served: infallible, one pointer store.
+    pub(crate) fn publish(&mut self, table: ModelTable, metrics: &Metrics) {
+        let table = Arc::new(table);
+        let before = self.live.0.swap(Some(Arc::clone(&table)));
+        metrics.published(&table, before.as_deref());
+        self.retired.extend(before);
+        self.sweep();
+    }
+
+    /// Drops the replaced tables that no request holds any more, here and not on a serving thread.
+    pub(crate) fn sweep(&mut self) {
+        self.retired.retain(|table| Arc::strong_count(table) > 1);
+    }
+}

@@ -1,0 +1,202 @@
+//! A loaded version: a model, what it takes from a caller, and a session for each thread that runs it.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use engine::{
+    DataType, LoadError, Model, ParityReport, RunError, Session, Signature, Tensor, TensorSpec,
+};
+use featurestore::{FieldType, Service};
+
+/// Which session of each version a thread runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Seat(usize);
+
+/// How many threads run models.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Seats {
+    serving: usize,
+}
+
+impl Seats {
+    /// One seat for each serving thread, one for the shadow worker, one for gRPC's runtime.
+    pub(crate) fn new(serving: usize) -> Self {
+        Self { serving }
+    }
+
+    pub(crate) fn serving(self, thread: usize) -> Seat {
+        Seat(thread.min(self.serving.saturating_sub(1)))
+    }
+
+    pub(crate) fn shadow(self) -> Seat {
+        Seat(self.serving)
+    }
+
+    pub(crate) fn grpc(self) -> Seat {
+        Seat(self.serving + 1)
+    }
+
+    fn count(self) -> usize {
+        self.serving + 2
+    }
+}
+
+/// What a loaded version is made from.
+pub(crate) struct NewVersion {
+    pub model: Arc<str>,
+    pub version: u32,
+    pub engine: Model,
+    /// How the engines compared when the model was loaded with `engine = "auto"`.
+    pub parity: Option<ParityReport>,
+    /// `None` for a model that takes its tensors as they come.
+    pub service: Option<Arc<Service>>,
+}
+
+/// A version that can answer.
+pub(crate) struct LoadedVersion {
+    pub model: Arc<str>,
+    pub version: u32,
+    /// The version as responses write it.
+    pub label: Box<str>,
+    pub engine: Model,
+    pub parity: Option<ParityReport>,
+    pub service: Option<Arc<Service>>,
+    /// The service's `name@version`, shared by the records.
+    pub service_id: Option<Arc<str>>,
+    /// What callers send and get: with a service its request fields, else the model's own inputs.
+    pub public: Signature,
+    /// One for each seat. A thread uses its own seat only, so no lock is ever waited for; the mutex
+    /// is what lends `&mut` through the shared table.
+    sessions: Box<[Mutex<Session>]>,
+}
+
+/// Why a model cannot serve.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BindError {
+    #[error(
+        "feature service `{service}` gives one FP32 tensor of {features} columns, but the model takes {found}"
+    )]
+    Signature {
+        service: String,
+        features: usize,
+        found: String,
+    },
+    #[error(transparent)]
+    Load(#[from] LoadError),
+}
+
+/// Why a run gave no outputs.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RunFailure {
+    #[error(transparent)]
+    Engine(#[from] RunError),
+    #[error("engine panicked")]
+    Panicked,
+}
+
+impl LoadedVersion {
+    /// Makes the sessions and checks that the model takes what its service gives.
+    pub(crate) fn new(new: NewVersion, seats: Seats) -> Result<Self, BindError> {
+        let public = match &new.service {
+            Some(service) => public_signature(service, new.engine.signature())?,
+            None => new.engine.signature().clone(),
+        };
+        let sessions = (0..seats.count())
+            .map(|_| new.engine.session().map(Mutex::new))
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
+            label: new.version.to_string().into(),
+            service_id: new.service.as_ref().map(|service| service.id().into()),
+            model: new.model,
+            version: new.version,
+            engine: new.engine,
+            parity: new.parity,
+            service: new.service,
+            public,
+            sessions,
+        })
+    }
+
+    /// Runs in place, with this thread's session. A panic of the engine is an error like another:
+    /// its session is replaced, since its state is unknown.
+    pub(crate) fn run(&self, seat: Seat, inputs: &[Tensor]) -> Result<Vec<Tensor>, RunFailure> {
+        let mut session = self.sessions[seat.0]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        match catch_unwind(AssertUnwindSafe(|| session.run(inputs))) {
+            Ok(outputs) => Ok(outputs?),
+            Err(_) => {
+                if let Ok(fresh) = self.engine.session() {
+                    *session = fresh;
+                }
+                Err(RunFailure::Panicked)
+            }
+        }
+    }
+
+    /// Whether a caller of `other` can be answered by this version: it can read the request and
+    /// gives the same outputs.
+    pub(crate) fn can_answer_for(&self, other: &Self) -> bool {
+        let same = |(mine, theirs): (&TensorSpec, &TensorSpec)| {
+            mine.name == theirs.name && mine.datatype == theirs.datatype
+        };
+        let (mine, theirs) = (&self.public.outputs, &other.public.outputs);
+        self.can_read_for(other) && mine.len() == theirs.len() && mine.iter().zip(theirs).all(same)
+    }
+
+    /// Whether this version can score a request for `other`: both assemble their rows from request
+    /// fields, or both take the same tensors.
+    pub(crate) fn can_read_for(&self, other: &Self) -> bool {
+        match (&self.service, &other.service) {
+            (Some(mine), Some(theirs)) => {
+                let known = |name: &str| theirs.request_field(name).is_some();
+                mine.request.iter().all(|field| known(&field.name))
+            }
+            (None, None) => self.public.inputs == other.public.inputs,
+            _ => false,
+        }
+    }
+}
+
+fn public_signature(service: &Service, model: &Signature) -> Result<Signature, BindError> {
+    let features = service.features.len();
+    let takes_the_row = |input: &TensorSpec| {
+        let columns = input.shape.get(1).copied().unwrap_or(0);
+        input.datatype == DataType::Fp32
+            && input.shape.len() == 2
+            && input.shape[0] < 0
+            && (columns < 0 || usize::try_from(columns) == Ok(features))
+    };
+    match &model.inputs[..] {
+        [input] if takes_the_row(input) => {}
+        inputs => {
+            let shown: Vec<_> = inputs
+                .iter()
+                .map(|input| format!("{} {} {:?}", input.name, input.datatype, input.shape))
+                .collect();
+            return Err(BindError::Signature {
+                service: service.id().to_owned(),
+                features,
+                found: format!("({})", shown.join(", ")),
+            });
+        }
+    }
+    let inputs = service
+        .request
+        .iter()
+        .map(|field| TensorSpec {
+            name: field.name.to_string(),
+            datatype: match field.ty {
+                FieldType::Bool => DataType::Bool,
+                FieldType::Int | FieldType::Time => DataType::Int64,
+                FieldType::Float => DataType::Fp64,
+                FieldType::String => DataType::Bytes,
+            },
+            shape: vec![-1],
+        })
+        .collect();
+    Ok(Signature {
+        inputs,
+        outputs: model.outputs.clone(),
+    })
+}

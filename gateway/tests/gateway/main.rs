@@ -1,0 +1,14 @@
+//! The real binary, over its real sockets.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod admin;
+mod grpc;
+mod http;
+mod kill;
+mod onnx;
+mod operator;
+mod process;
+mod protocol;
+mod serve;
+mod swap;
+mod wire;
