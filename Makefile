@@ -1,0 +1,36 @@
+# The commands of a new user: `make demo` and `make test`. Both install what is missing and say so.
+
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+CARGO_TARGET_DIR ?= $(CURDIR)/target
+export CARGO_TARGET_DIR
+BIN := $(CARGO_TARGET_DIR)/release
+# A faster linker where there is one; nothing else changes.
+CARGO := $(shell command -v mold >/dev/null 2>&1 && echo "mold -run cargo" || echo cargo)
+# `make demo UNTIL=2013-05-01` replays two months instead of ten.
+UNTIL ?= 2014-01-02
+SEED ?= 7
+
+.PHONY: demo test build setup lint clean
+
+demo: build
+	$(BIN)/loopgate-bench demo --loopgate $(BIN)/loopgate --trainer $(BIN)/loopgate-trainer \
+		--project bench/flights --out target/demo --until $(UNTIL) --seed $(SEED)
+
+test: setup
+	. deploy/setup/env.sh && $(CARGO) test --release --workspace --locked
+
+build: setup
+	. deploy/setup/env.sh && $(CARGO) build --release --workspace --bins --locked
+
+setup:
+	@deploy/setup/install.sh
+
+# What CI checks besides the tests.
+lint: setup
+	cargo fmt --all --check
+	. deploy/setup/env.sh && $(CARGO) clippy --release --workspace --all-targets --locked -- -D warnings
+	. deploy/setup/env.sh && RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --workspace --no-deps --locked
+	deploy/setup/cargo-deny.sh
+
+clean:
+	cargo clean
