@@ -75,7 +75,7 @@ pub(crate) fn page(report: &Report, rows: &[Row], marks: &[Mark], drift: &[Drift
         write!(html, "<h2>{title}</h2>").expect("a String takes all");
         html.push_str(&lines(&weeks, marks, figure));
     }
-    html.push_str("<h2>Drift by feature</h2><p>Population stability index of each day's window against the champion's training rows; the features that moved most.</p>");
+    html.push_str("<h2>Drift by feature</h2><p>Population stability index of a day's window against the champion's training rows, the median of each week, from white (0.1 and less) to full (10 and more); the features whose drift changed most.</p>");
     html.push_str(&heat(drift));
     html.push_str("<h2>What the loop did</h2><ul>");
     for mark in marks {
@@ -188,45 +188,47 @@ fn draw_axes(svg: &mut String, frame: &Frame, weeks: &[(i64, ByPolicy)]) {
     }
 }
 
-/// A row per feature, a cell per day, darker where the feature moved more.
+/// An index of one week, with the week's first moment.
+type Week = (i64, f64);
+
+/// A row per feature, a cell per week, darker where the feature moved further.
 fn heat(drift: &[Drift]) -> String {
     const ROW: f64 = 16.0;
-    const LABEL: f64 = 300.0;
+    const LABEL: f64 = 330.0;
     const FEATURES_MAX: usize = 24;
-    let mut ranked: Vec<(f64, &Drift)> = drift
+    let mut ranked: Vec<(f64, &str, Vec<Week>)> = drift
         .iter()
-        .filter(|drift| !drift.psi.is_empty())
         .map(|drift| {
-            let total: f64 = drift.psi.iter().map(|point| point.1).sum();
-            (total / drift.psi.len() as f64, drift)
+            let weeks = weekly_medians(&drift.psi);
+            (unrest(&weeks), drift.feature.as_str(), weeks)
         })
         .collect();
-    ranked.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.feature.cmp(&b.1.feature)));
+    ranked.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(b.1)));
     ranked.truncate(FEATURES_MAX);
-    let days = ranked.iter().map(|r| r.1.psi.len()).max().unwrap_or(0);
-    if days == 0 {
+    let weeks = ranked.iter().map(|row| row.2.len()).max().unwrap_or(0);
+    if weeks == 0 {
         return "<p>No windows.</p>".into();
     }
-    let cell = (WIDTH - LABEL) / days as f64;
+    let cell = (WIDTH - LABEL) / weeks as f64;
     let height = ROW * ranked.len() as f64;
     let mut svg = format!("<svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\">");
-    for (k, (_, drift)) in ranked.iter().enumerate() {
+    for (k, (_, feature, weeks)) in ranked.iter().enumerate() {
         let y = ROW * k as f64;
         write!(
             svg,
             "<text x=\"0\" y=\"{:.1}\">{}</text>",
             y + ROW - 5.0,
-            escape(&drift.feature)
+            escape(feature)
         )
         .expect("a String takes all");
-        for (d, (at_ms, psi)) in drift.psi.iter().enumerate() {
-            let shade = (psi / 0.5).clamp(0.0, 1.0);
+        for (w, (at_ms, psi)) in weeks.iter().enumerate() {
             write!(
                 svg,
-                "<rect x=\"{:.2}\" y=\"{y:.1}\" width=\"{:.2}\" height=\"{}\" fill=\"#c1440e\" fill-opacity=\"{shade:.2}\"><title>{}: {psi:.3}</title></rect>",
-                LABEL + cell * d as f64,
-                cell + 0.05,
+                "<rect x=\"{:.2}\" y=\"{y:.1}\" width=\"{:.2}\" height=\"{}\" fill=\"#c1440e\" fill-opacity=\"{:.2}\"><title>week of {}: {psi:.3}</title></rect>",
+                LABEL + cell * w as f64,
+                cell - 0.5,
                 ROW - 2.0,
+                shade(*psi),
                 day(*at_ms)
             )
             .expect("a String takes all");
@@ -234,6 +236,31 @@ fn heat(drift: &[Drift]) -> String {
     }
     svg.push_str("</svg>");
     svg
+}
+
+/// The median of each week's daily indices.
+fn weekly_medians(days: &[(i64, f64)]) -> Vec<Week> {
+    days.chunk_by(|a, b| a.0.div_euclid(WEEK_MS) == b.0.div_euclid(WEEK_MS))
+        .map(|week| {
+            let mut psi: Vec<f64> = week.iter().map(|day| day.1).collect();
+            psi.sort_by(f64::total_cmp);
+            (week[0].0, psi[psi.len() / 2])
+        })
+        .collect()
+}
+
+/// How much an index changed over the weeks: the spread of its shade. A feature that never looks
+/// like its reference within a day, such as the day of the week, is at rest.
+fn unrest(weeks: &[Week]) -> f64 {
+    let count = weeks.len().max(1) as f64;
+    let mean = weeks.iter().map(|week| shade(week.1)).sum::<f64>() / count;
+    let squares = weeks.iter().map(|week| (shade(week.1) - mean).powi(2));
+    squares.sum::<f64>() / count
+}
+
+/// From 0 at an index of 0.1 to 1 at one of 10, evenly by its logarithm.
+fn shade(psi: f64) -> f64 {
+    ((psi.max(1e-9) / 0.1).ln() / 100f64.ln()).clamp(0.0, 1.0)
 }
 
 fn day(at_ms: i64) -> String {
@@ -267,12 +294,16 @@ mod tests {
     }
 
     #[test]
-    fn a_feature_that_moved_more_is_listed_first() {
-        let drift = |feature: &str, psi: f64| Drift {
+    fn a_feature_whose_drift_changed_is_listed_before_one_at_rest() {
+        let drift = |feature: &str, later: f64| Drift {
             feature: feature.into(),
-            psi: vec![(0, psi)],
+            psi: vec![(0, 0.2), (1, 0.2), (WEEK_MS, later)],
         };
-        let svg = heat(&[drift("calm", 0.01), drift("wild", 0.4)]);
+        let svg = heat(&[drift("calm", 0.2), drift("wild", 4.0)]);
         assert!(svg.find("wild").expect("listed") < svg.find("calm").expect("listed"));
+        assert_eq!(
+            weekly_medians(&[(0, 3.0), (1, 1.0), (2, 2.0), (WEEK_MS, 9.0)]),
+            [(0, 2.0), (WEEK_MS, 9.0)]
+        );
     }
 }
