@@ -38,7 +38,7 @@ if ! has_libclang && ! debian_install libclang-dev; then
   python3 -m pip download -q --no-deps --only-binary=:all: -d "$work" libclang==18.1.1
   python3 -m zipfile -e "$work"/libclang-*.whl "$work"
   mkdir -p "$cache/libclang"
-  mv "$work"/clang/native/libclang.so "$cache/libclang/libclang.so"
+  find "$work" -name libclang.so -exec mv {} "$cache/libclang/libclang.so" \;
 fi
 
 "$(dirname "$0")/onnxruntime.sh" "$cache/onnxruntime"
