@@ -20,6 +20,7 @@ use tokio::sync::oneshot;
 
 use crate::config::ModelConfig;
 use crate::control::{Command, Remote};
+use crate::http::percent_decode;
 use crate::serve::Core;
 
 use answer::Refusal;
@@ -167,7 +168,7 @@ impl Asked<'_> {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
             if key == name {
                 let value = value.replace('+', " ");
-                return serving::decode(&value)
+                return percent_decode(&value)
                     .map(Some)
                     .ok_or_else(Refusal::encoding);
             }

@@ -311,15 +311,7 @@ fn model_metadata(core: &Core, asked: &ModelRequest) -> Result<ModelMetadataResp
 fn model_metadata_of(core: &Core, target: &Target) -> Result<ModelMetadataResponse, RouteError> {
     let table = core.table.snapshot();
     let model = route::model(table.as_deref(), target)?;
-    let version = match &target.version {
-        Some(version) => route::named(model, target, version)?,
-        None => model
-            .champion
-            .as_ref()
-            .ok_or_else(|| RouteError::NotReady {
-                model: target.model.clone(),
-            })?,
-    };
+    let version = route::named_or_champion(model, target)?;
     let tensors = |specs: &[TensorSpec]| {
         let tensor = |spec: &TensorSpec| TensorMetadata {
             name: spec.name.clone(),

@@ -25,8 +25,10 @@ use crate::ingest;
 use crate::metrics::{Operation, Outcome};
 use crate::oip;
 use crate::predict::{Call, Desk, Wire, predict};
-use crate::route::{self, RouteError, Target};
+use crate::route::{self, Target};
 use crate::serve::Core;
+
+pub(crate) use path::percent_decode;
 
 use path::{Resource, resolve};
 use status::Refusal;
@@ -185,15 +187,7 @@ fn model_names(core: &Core) -> Vec<String> {
 fn model_metadata(core: &Core, target: &Target) -> Result<Answer, Refusal> {
     let table = core.table.snapshot();
     let model = route::model(table.as_deref(), target)?;
-    let version = match &target.version {
-        Some(version) => route::named(model, target, version)?,
-        None => model
-            .champion
-            .as_ref()
-            .ok_or_else(|| RouteError::NotReady {
-                model: target.model.clone(),
-            })?,
-    };
+    let version = route::named_or_champion(model, target)?;
     let versions: Vec<String> = model.versions.keys().map(u32::to_string).collect();
     Ok(json(&oip::model_metadata(
         &model.name,

@@ -68,6 +68,19 @@ pub(crate) fn named<'t>(
         })
 }
 
+/// The version that the target names, else the champion: what metadata tells of.
+pub(crate) fn named_or_champion<'t>(
+    model: &'t ServedModel,
+    target: &Target,
+) -> Result<&'t Arc<LoadedVersion>, RouteError> {
+    match &target.version {
+        Some(version) => named(model, target, version),
+        None => model.champion.as_ref().ok_or_else(|| RouteError::NotReady {
+            model: target.model.clone(),
+        }),
+    }
+}
+
 /// Chooses the version for a request with this key.
 pub(crate) fn route<'t>(
     table: Option<&'t ModelTable>,

@@ -21,6 +21,7 @@ use tokio_util::task::TaskTracker;
 
 use super::answer::{Refusal, respond};
 use super::{Admin, Asked};
+use crate::http::percent_decode;
 
 /// Connections at a time; more are closed.
 const CONNECTIONS_MAX: usize = 64;
@@ -111,7 +112,7 @@ async fn attempt(admin: &Admin, request: Request<Incoming>) -> Result<serde_json
     let (head, body) = request.into_parts();
     refuse_foreign(&head.headers)?;
     let path = head.uri.path().trim_matches('/');
-    let segments = path.split('/').map(decode).collect::<Option<Vec<String>>>();
+    let segments = path.split('/').map(percent_decode).collect::<Option<Vec<String>>>();
     let segments = segments.ok_or_else(Refusal::encoding)?;
     let body = read(body).await?;
     let asked = Asked {
@@ -167,21 +168,6 @@ fn is_own(host: &str) -> bool {
         || address.unwrap_or(name).parse::<IpAddr>().is_ok()
 }
 
-/// Percent-decodes; `None` when it is cut short or not UTF-8.
-pub(super) fn decode(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.bytes();
-    while let Some(byte) = rest.next() {
-        if byte != b'%' {
-            bytes.push(byte);
-            continue;
-        }
-        let mut digit = || char::from(rest.next()?).to_digit(16);
-        bytes.push(u8::try_from(digit()? * 16 + digit()?).ok()?);
-    }
-    String::from_utf8(bytes).ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -232,9 +218,9 @@ mod tests {
 
     #[test]
     fn paths_are_decoded_after_they_are_split() {
-        assert_eq!(decode("a%2Fb").as_deref(), Some("a/b"));
+        assert_eq!(percent_decode("a%2Fb").as_deref(), Some("a/b"));
         for broken in ["%", "%2", "%zz", "%ff"] {
-            assert!(decode(broken).is_none(), "{broken}");
+            assert!(percent_decode(broken).is_none(), "{broken}");
         }
     }
 }

@@ -56,7 +56,7 @@ pub(super) fn resolve(path: &str) -> Result<Resource, Refusal> {
     let path = path.strip_suffix('/').unwrap_or(path);
     let mut segments = Vec::with_capacity(SEGMENTS_MAX);
     for segment in path.split('/').take(SEGMENTS_MAX) {
-        segments.push(decode(segment).ok_or_else(Refusal::path)?);
+        segments.push(percent_decode(segment).ok_or_else(Refusal::path)?);
     }
     let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
     match segments[..] {
@@ -90,8 +90,8 @@ fn target(model: &str, version: Option<&str>) -> Result<Target, Refusal> {
     })
 }
 
-/// Percent-decodes a segment; `None` when it is cut short or not UTF-8.
-fn decode(segment: &str) -> Option<String> {
+/// Percent-decodes; `None` when it is cut short or not UTF-8.
+pub(crate) fn percent_decode(segment: &str) -> Option<String> {
     if !segment.contains('%') {
         return Some(segment.to_owned());
     }
