@@ -112,7 +112,10 @@ async fn attempt(admin: &Admin, request: Request<Incoming>) -> Result<serde_json
     let (head, body) = request.into_parts();
     refuse_foreign(&head.headers)?;
     let path = head.uri.path().trim_matches('/');
-    let segments = path.split('/').map(percent_decode).collect::<Option<Vec<String>>>();
+    let segments = path
+        .split('/')
+        .map(percent_decode)
+        .collect::<Option<Vec<String>>>();
     let segments = segments.ok_or_else(Refusal::encoding)?;
     let body = read(body).await?;
     let asked = Asked {
