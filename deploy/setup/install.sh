@@ -22,8 +22,10 @@ debian_install() {
 }
 
 has_libclang() {
+  # Not libclang-cpp.so, which comes with LLVM and does not serve.
   [ -n "${LIBCLANG_PATH:-}" ] || ldconfig -p 2>/dev/null | grep -q 'libclang[-.0-9]*\.so' ||
-    compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null || [ -e "$cache/libclang/libclang.so" ]
+    compgen -G '/usr/lib/llvm-*/lib/libclang.so*' >/dev/null ||
+    compgen -G '/usr/lib/llvm-*/lib/libclang-[0-9]*.so*' >/dev/null || [ -e "$cache/libclang/libclang.so" ]
 }
 
 if ! command -v c++ >/dev/null 2>&1; then
