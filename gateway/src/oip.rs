@@ -4,19 +4,24 @@
 //! Decoding goes from bytes straight into typed vectors; a body of n bytes costs one pass and at
 //! most eight times n in memory (`""` as an element of BYTES is the worst).
 
+mod classify;
 mod element;
 mod json;
 mod metadata;
+mod parameters;
 mod request;
 mod response;
 
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use engine::Tensor;
 
+pub(crate) use classify::{ClassifyError, classify};
 pub(crate) use metadata::{model_metadata, server_metadata};
+pub(crate) use parameters::{Parameter, ParameterError};
 pub(crate) use request::{DecodeError, decode};
-pub(crate) use response::{EncodeError, Response, encode};
+pub(crate) use response::{EncodeError, Response, ResponseOutput, encode};
 
 /// A tensor by its name in the request.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,10 +36,24 @@ pub(crate) struct InferRequest {
     /// The caller's own id, to be echoed.
     pub id: Option<Box<str>>,
     pub inputs: Vec<NamedTensor>,
-    /// Names of the wanted outputs; empty means all of them.
-    pub outputs: Vec<Box<str>>,
+    /// The wanted outputs; empty means all of them.
+    pub outputs: Vec<WantedOutput>,
+    /// Parameter `binary_data_output`: outputs come as binary where they do not say otherwise.
+    pub binary_outputs: bool,
+    /// Parameter `priority`: 0 the default, 1 the highest, then descending.
+    pub priority: u32,
     /// Parameter `timeout`, microseconds on the wire; `None` where absent or zero.
     pub timeout: Option<Duration>,
     /// Parameter `loopgate_record = false`: a probe, answered but not recorded.
     pub probe: bool,
+}
+
+/// An output that the caller asks for, and how it is to come.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct WantedOutput {
+    pub name: Box<str>,
+    /// Parameter `classification`: the best so many classes of each row, as `BYTES`.
+    pub classification: Option<NonZeroUsize>,
+    /// Parameter `binary_data`, over the request's `binary_data_output`.
+    pub binary: Option<bool>,
 }

@@ -4,6 +4,7 @@
 //! Nothing here awaits, locks or queues, but for the read of the online store. The wire is a
 //! parameter, so that HTTP and gRPC lead the same life.
 
+use std::borrow::Cow;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -17,7 +18,10 @@ use crate::admission::{DeadlinePassed, Overloaded, Place};
 use crate::execute::{Answered, ExecuteError, Reason, Runner, scores};
 use crate::features::{InputError, Inputs, status_summary};
 use crate::metrics::{Laps, Phase};
-use crate::oip::{DecodeError, EncodeError, InferRequest, Response};
+use crate::oip::{
+    self, ClassifyError, DecodeError, EncodeError, InferRequest, Response, ResponseOutput,
+    WantedOutput,
+};
 use crate::recorder::{FeatureSource, Served};
 use crate::route::{Route, RouteError, Target, route};
 use crate::serve::Core;
@@ -63,6 +67,8 @@ pub(crate) enum PredictError {
     DoubledOutput(Box<str>),
     #[error(transparent)]
     Execute(#[from] ExecuteError),
+    #[error(transparent)]
+    Classify(#[from] ClassifyError),
     #[error(transparent)]
     Encode(#[from] EncodeError),
 }
@@ -118,6 +124,7 @@ pub(crate) fn predict<W: Wire>(
         at_ms: call.at_ms,
         probe: request.probe || call.probe,
         outputs: request.outputs,
+        binary_outputs: request.binary_outputs,
     };
     let route = route(table.as_deref(), &call.target, asked.key())?;
     admitted.tighten(route.model.deadline);
@@ -140,7 +147,8 @@ pub(crate) fn predict<W: Wire>(
     if !asked.probe {
         record(core, &route, &mut answered, &inputs, &asked);
     }
-    let reply = wire.encode(&response(&route, &answered, &asked, status.as_deref()))?;
+    let response = response(&route, &answered, &asked, status.as_deref())?;
+    let reply = wire.encode(&response)?;
     laps.finish(Phase::Encode);
     Ok(reply)
 }
@@ -153,8 +161,10 @@ struct Asked {
     at_ms: i64,
     /// Answered, not recorded.
     probe: bool,
-    /// Names of the wanted outputs; empty means all of them.
-    outputs: Vec<Box<str>>,
+    /// The wanted outputs; empty means all of them.
+    outputs: Vec<WantedOutput>,
+    /// Outputs come as binary where they do not say otherwise.
+    binary_outputs: bool,
 }
 
 impl Asked {
@@ -207,17 +217,17 @@ fn response<'a>(
     answered: &'a Answered,
     asked: &'a Asked,
     feature_status: Option<&'a str>,
-) -> Response<'a> {
+) -> Result<Response<'a>, ClassifyError> {
     let version = answered.version.as_ref();
-    Response {
+    Ok(Response {
         model: &route.model.name,
         version: version.map_or("constant", |version| &*version.label),
         id: asked.id.as_deref(),
         prediction: (!asked.probe).then_some(asked.prediction),
         fallback_reason: answered.reason.map(Reason::as_str),
         feature_status,
-        outputs: select(route, &answered.outputs, &asked.outputs),
-    }
+        outputs: select(route, &answered.outputs, asked)?,
+    })
 }
 
 fn feature_status(answered: &Answered, inputs: &Inputs) -> Option<String> {
@@ -225,42 +235,50 @@ fn feature_status(answered: &Answered, inputs: &Inputs) -> Option<String> {
     features.and_then(status_summary)
 }
 
-fn check_outputs(route: &Route<'_>, wanted: &[Box<str>]) -> Result<(), PredictError> {
+fn check_outputs(route: &Route<'_>, wanted: &[WantedOutput]) -> Result<(), PredictError> {
     let known = &route.first.public.outputs;
-    for (k, name) in wanted.iter().enumerate() {
+    for (k, WantedOutput { name, .. }) in wanted.iter().enumerate() {
         if known.iter().all(|output| *output.name != **name) {
             return Err(PredictError::UnknownOutput(name.clone()));
         }
-        if wanted[..k].contains(name) {
+        if wanted[..k].iter().any(|before| before.name == *name) {
             return Err(PredictError::DoubledOutput(name.clone()));
         }
     }
     Ok(())
 }
 
-/// The outputs in the order in which they were asked for; all of them where none was named. Every
-/// version of a chain has the same outputs in the same order.
+/// The outputs in the order in which they were asked for, as they were asked for; all of them where
+/// none was named. Every version of a chain has the same outputs in the same order.
 fn select<'a>(
     route: &Route<'a>,
     outputs: &'a [Tensor],
-    wanted: &[Box<str>],
-) -> Vec<(&'a str, &'a Tensor)> {
-    let named = || {
-        route
-            .first
-            .public
-            .outputs
-            .iter()
-            .map(|output| &*output.name)
-            .zip(outputs)
-    };
-    if wanted.is_empty() {
-        return named().collect();
+    asked: &Asked,
+) -> Result<Vec<ResponseOutput<'a>>, ClassifyError> {
+    let known = || route.first.public.outputs.iter().zip(outputs);
+    if asked.outputs.is_empty() {
+        let whole = known().map(|(spec, tensor)| ResponseOutput {
+            name: &spec.name,
+            tensor: Cow::Borrowed(tensor),
+            binary: asked.binary_outputs,
+        });
+        return Ok(whole.collect());
     }
-    wanted
-        .iter()
-        .filter_map(|name| named().find(|(known, _)| *known == &**name))
-        .collect()
+    let mut selected = Vec::with_capacity(asked.outputs.len());
+    for wanted in &asked.outputs {
+        let Some((spec, tensor)) = known().find(|(spec, _)| *spec.name == *wanted.name) else {
+            continue;
+        };
+        selected.push(ResponseOutput {
+            name: &spec.name,
+            tensor: match wanted.classification {
+                Some(count) => Cow::Owned(oip::classify(spec, tensor, count)?),
+                None => Cow::Borrowed(tensor),
+            },
+            binary: wanted.binary.unwrap_or(asked.binary_outputs),
+        });
+    }
+    Ok(selected)
 }
 
 #[cfg(test)]

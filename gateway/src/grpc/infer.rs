@@ -8,7 +8,9 @@ use super::message::{
     ModelInferResponse, Parameters,
 };
 use super::tensor;
-use crate::oip::{DecodeError, EncodeError, InferRequest, Response};
+use crate::oip::{
+    DecodeError, EncodeError, InferRequest, Parameter, ParameterError, Response, WantedOutput,
+};
 use crate::predict::Wire;
 
 /// Inputs or outputs that one request may name.
@@ -66,18 +68,17 @@ impl Wire for Grpc {
         let decoded = inputs
             .into_iter()
             .map(|input| tensor::decode(input, raw.next()));
-        let inputs = decoded.collect::<Result<_, _>>()?;
-        let (timeout, probe) = read_parameters(&parameters)?;
-        Ok(InferRequest {
+        let mut request = InferRequest {
             id: (!id.is_empty()).then(|| id.into()),
-            inputs,
-            outputs: outputs
-                .into_iter()
-                .map(|InferRequestedOutputTensor { name, .. }| name.into())
-                .collect(),
-            timeout: [self.timeout, timeout].into_iter().flatten().min(),
-            probe,
-        })
+            inputs: decoded.collect::<Result<_, _>>()?,
+            outputs: outputs.into_iter().map(wanted).collect::<Result<_, _>>()?,
+            ..InferRequest::default()
+        };
+        for (name, parameter) in &parameters {
+            request.apply(name, &value(name, parameter)?)?;
+        }
+        request.timeout = [self.timeout, request.timeout].into_iter().flatten().min();
+        Ok(request)
     }
 
     fn encode(&self, response: &Response<'_>) -> Result<ModelInferResponse, EncodeError> {
@@ -100,11 +101,12 @@ impl Wire for Grpc {
             set("feature_status", Choice::String(status.to_owned()));
         }
         let outputs = response.outputs.iter();
-        let described = outputs.clone().map(|(name, tensor)| InferOutputTensor {
-            name: (*name).to_owned(),
-            datatype: tensor.datatype().as_str().to_owned(),
+        let described = outputs.clone().map(|output| InferOutputTensor {
+            name: output.name.to_owned(),
+            datatype: output.tensor.datatype().as_str().to_owned(),
             // An axis of a tensor in memory is far below 2^63.
-            shape: tensor
+            shape: output
+                .tensor
                 .shape()
                 .iter()
                 .map(|&axis| i64::try_from(axis).unwrap_or(i64::MAX))
@@ -120,49 +122,32 @@ impl Wire for Grpc {
             outputs: described.collect(),
             // Clients read these only: typed contents would come back empty.
             raw_output_contents: outputs
-                .map(|(_, tensor)| tensor::encode(tensor.data()))
+                .map(|output| tensor::encode(output.tensor.data()))
                 .collect(),
         })
     }
 }
 
-/// `timeout`, in microseconds, and whether `loopgate_record` is false. Others are passed over.
-fn read_parameters(parameters: &Parameters) -> Result<(Option<Duration>, bool), DecodeError> {
-    let (mut timeout, mut probe) = (None, false);
-    for (name, parameter) in parameters {
-        let problem = match (name.as_str(), &parameter.choice) {
-            (_, None) => "is not set",
-            ("timeout", Some(choice)) => match micros(choice) {
-                Some(0) => continue,
-                Some(micros) => {
-                    timeout = Some(Duration::from_micros(micros));
-                    continue;
-                }
-                None => "is not a number of microseconds",
-            },
-            ("loopgate_record", Some(Choice::Bool(record))) => {
-                probe = !record;
-                continue;
-            }
-            ("loopgate_record", Some(_)) => "is not a boolean",
-            _ => continue,
-        };
-        let shown: String = name.chars().take(64).collect();
-        return Err(DecodeError::Parameter {
-            name: shown.into(),
-            problem,
-        });
+fn wanted(output: InferRequestedOutputTensor) -> Result<WantedOutput, ParameterError> {
+    let mut wanted = WantedOutput {
+        name: output.name.into(),
+        ..WantedOutput::default()
+    };
+    for (name, parameter) in &output.parameters {
+        wanted.apply(name, &value(name, parameter)?)?;
     }
-    Ok((timeout, probe))
+    Ok(wanted)
 }
 
-fn micros(choice: &Choice) -> Option<u64> {
-    match choice {
-        Choice::Int64(micros) => u64::try_from(*micros).ok(),
-        Choice::Uint64(micros) => Some(*micros),
-        Choice::String(text) => text.parse().ok(),
-        Choice::Bool(_) | Choice::Double(_) => None,
-    }
+fn value(name: &str, parameter: &InferParameter) -> Result<Parameter, ParameterError> {
+    Ok(match &parameter.choice {
+        None => return Err(ParameterError::new(name, "is not set")),
+        Some(Choice::Bool(value)) => Parameter::Bool(*value),
+        Some(Choice::Int64(value)) => Parameter::Integer((*value).into()),
+        Some(Choice::Uint64(value)) => Parameter::Integer((*value).into()),
+        Some(Choice::String(text)) => Parameter::Text(text.as_str().into()),
+        Some(Choice::Double(_)) => Parameter::Other,
+    })
 }
 
 /// The header `grpc-timeout`: at most eight digits and a unit.
@@ -202,15 +187,23 @@ mod tests {
 
     #[test]
     fn parameters_without_a_value_are_refused() {
-        let parameter =
-            |name: &str, choice| Parameters::from([(name.to_owned(), InferParameter { choice })]);
-        assert!(read_parameters(&parameter("any", None)).is_err());
-        assert!(read_parameters(&parameter("timeout", Some(Choice::Int64(-1)))).is_err());
-        assert!(read_parameters(&parameter("loopgate_record", Some(Choice::Int64(0)))).is_err());
-        let read = read_parameters(&parameter("timeout", Some(Choice::String("1500".into()))));
-        assert_eq!(read.unwrap(), (Some(Duration::from_micros(1500)), false));
-        let read = read_parameters(&parameter("loopgate_record", Some(Choice::Bool(false))));
-        assert_eq!(read.unwrap(), (None, true));
+        let read = |name: &str, choice| {
+            let request = ModelInferRequest {
+                parameters: Parameters::from([(name.to_owned(), InferParameter { choice })]),
+                ..ModelInferRequest::default()
+            };
+            Grpc::new(request, None).decode()
+        };
+        assert!(read("any", None).is_err());
+        assert!(read("timeout", Some(Choice::Int64(-1))).is_err());
+        assert!(read("loopgate_record", Some(Choice::Int64(0))).is_err());
+        let timeout = read("timeout", Some(Choice::String("1500".into()))).unwrap();
+        assert_eq!(timeout.timeout, Some(Duration::from_micros(1500)));
+        assert!(
+            read("loopgate_record", Some(Choice::Bool(false)))
+                .unwrap()
+                .probe
+        );
     }
 
     #[test]

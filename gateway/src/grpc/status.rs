@@ -3,6 +3,7 @@
 use tonic::Status;
 
 use crate::execute::ExecuteError;
+use crate::oip::DecodeError;
 use crate::predict::PredictError;
 use crate::route::RouteError;
 
@@ -11,10 +12,14 @@ pub(super) fn of_predict(error: &PredictError) -> Status {
     match error {
         PredictError::Route(error) => of_route(error),
         PredictError::Overloaded(_) => Status::resource_exhausted(message),
+        PredictError::Decode(DecodeError::Parameter(error)) if error.unimplemented => {
+            Status::unimplemented(message)
+        }
         PredictError::Decode(_)
         | PredictError::Inputs(_)
         | PredictError::UnknownOutput(_)
         | PredictError::DoubledOutput(_)
+        | PredictError::Classify(_)
         | PredictError::Encode(_)
         | PredictError::Execute(ExecuteError::Inputs(_)) => Status::invalid_argument(message),
         PredictError::Deadline(_) | PredictError::Execute(ExecuteError::Deadline(_)) => {

@@ -13,6 +13,7 @@ use crate::admission::{Overloaded, RETRY_AFTER_S};
 use crate::execute::ExecuteError;
 use crate::ingest::IngestRefusal;
 use crate::metrics::Outcome;
+use crate::oip::DecodeError;
 use crate::predict::PredictError;
 use crate::route::RouteError;
 
@@ -90,6 +91,7 @@ impl Refusal {
             StatusCode::TOO_MANY_REQUESTS => Outcome::Overloaded,
             StatusCode::REQUEST_TIMEOUT | StatusCode::GATEWAY_TIMEOUT => Outcome::Late,
             StatusCode::SERVICE_UNAVAILABLE => Outcome::Unavailable,
+            StatusCode::NOT_IMPLEMENTED => Outcome::Refused,
             status if status.is_client_error() => Outcome::Refused,
             _ => Outcome::Failed,
         }
@@ -150,10 +152,14 @@ impl From<PredictError> for Refusal {
         match error {
             PredictError::Overloaded(error) => error.into(),
             PredictError::Route(error) => error.into(),
+            PredictError::Decode(DecodeError::Parameter(error)) if error.unimplemented => {
+                Self::new(StatusCode::NOT_IMPLEMENTED, message)
+            }
             PredictError::Decode(_)
             | PredictError::Inputs(_)
             | PredictError::UnknownOutput(_)
             | PredictError::DoubledOutput(_)
+            | PredictError::Classify(_)
             | PredictError::Encode(_)
             | PredictError::Execute(ExecuteError::Inputs(_)) => {
                 Self::new(StatusCode::BAD_REQUEST, message)

@@ -3,13 +3,12 @@
 //! Keys may come in any order: `data` that comes before its `shape` or `datatype` is passed over
 //! once and read when both are known. A known key that comes twice is refused, an unknown one ignored.
 
-use std::time::Duration;
-
 use engine::{DataType, Tensor, TensorData};
 
 use super::element::{RANK_MAX, integer, read_data};
 use super::json::{Cursor, JsonError};
-use super::{InferRequest, NamedTensor};
+use super::parameters::{Parameter, ParameterError, refuse_shared_memory};
+use super::{InferRequest, NamedTensor, WantedOutput};
 
 /// Inputs or outputs that one request may name.
 const TENSORS_MAX: usize = 1024;
@@ -30,11 +29,8 @@ pub(crate) enum DecodeError {
     DuplicateInput { input: Box<str> },
     #[error("input `{input}`: {problem}")]
     Input { input: Box<str>, problem: String },
-    #[error("parameter `{name}` {problem}")]
-    Parameter {
-        name: Box<str>,
-        problem: &'static str,
-    },
+    #[error(transparent)]
+    Parameter(#[from] ParameterError),
     #[error("more than {TENSORS_MAX} {what}")]
     TooMany { what: &'static str },
 }
@@ -56,7 +52,7 @@ pub(crate) fn decode(body: &[u8]) -> Result<InferRequest, DecodeError> {
                 once(
                     &mut parameters,
                     "parameters",
-                    read_parameters(&mut cursor, &mut request)?,
+                    read_parameters(&mut cursor, |name, value| request.apply(name, value))?,
                 )?;
             }
             "inputs" => once(&mut inputs, "inputs", read_inputs(&mut cursor)?)?,
@@ -81,20 +77,27 @@ fn once<T>(slot: &mut Option<T>, key: &'static str, value: T) -> Result<(), Deco
     }
 }
 
-fn read_parameters(cursor: &mut Cursor<'_>, request: &mut InferRequest) -> Result<(), DecodeError> {
+/// Reads an object of parameters and gives each to `apply`.
+fn read_parameters(
+    cursor: &mut Cursor<'_>,
+    mut apply: impl FnMut(&str, &Parameter) -> Result<(), ParameterError>,
+) -> Result<(), DecodeError> {
     cursor.begin_object()?;
     let mut first = true;
     while let Some(key) = cursor.next_key(&mut first)? {
-        match &*key {
-            "timeout" => {
-                let micros = integer(cursor.number()?)
-                    .and_then(|micros| u64::try_from(micros).ok())
-                    .ok_or_else(|| cursor.error("`timeout` is not a number of microseconds"))?;
-                request.timeout = (micros > 0).then(|| Duration::from_micros(micros));
+        let value = match cursor.peek() {
+            Some(b'"') => Parameter::Text(cursor.string()?.into()),
+            Some(b't' | b'f') => Parameter::Bool(cursor.boolean()?),
+            Some(b'-' | b'0'..=b'9') => {
+                let number = cursor.number_or_token()?;
+                integer(number).map_or(Parameter::Other, Parameter::Integer)
             }
-            "loopgate_record" => request.probe = !cursor.boolean()?,
-            _ => cursor.skip_value()?,
-        }
+            _ => {
+                cursor.skip_value()?;
+                Parameter::Other
+            }
+        };
+        apply(&key, &value)?;
     }
     Ok(())
 }
@@ -137,7 +140,10 @@ fn read_input(cursor: &mut Cursor<'_>) -> Result<NamedTensor, DecodeError> {
                     cursor.skip_value()?;
                 }
             },
-            "parameters" => binary |= names_binary_data(cursor)?,
+            "parameters" => read_parameters(cursor, |name, _| {
+                binary |= name == "binary_data_size";
+                refuse_shared_memory(name)
+            })?,
             _ => cursor.skip_value()?,
         }
     }
@@ -200,18 +206,7 @@ fn read_datatype(cursor: &mut Cursor<'_>) -> Result<DataType, DecodeError> {
     })
 }
 
-fn names_binary_data(cursor: &mut Cursor<'_>) -> Result<bool, DecodeError> {
-    let mut binary = false;
-    cursor.begin_object()?;
-    let mut first = true;
-    while let Some(key) = cursor.next_key(&mut first)? {
-        binary |= &*key == "binary_data_size";
-        cursor.skip_value()?;
-    }
-    Ok(binary)
-}
-
-fn read_outputs(cursor: &mut Cursor<'_>) -> Result<Vec<Box<str>>, DecodeError> {
+fn read_outputs(cursor: &mut Cursor<'_>) -> Result<Vec<WantedOutput>, DecodeError> {
     let mut outputs = Vec::new();
     cursor.begin_array()?;
     let mut first = true;
@@ -219,25 +214,41 @@ fn read_outputs(cursor: &mut Cursor<'_>) -> Result<Vec<Box<str>>, DecodeError> {
         if outputs.len() == TENSORS_MAX {
             return Err(DecodeError::TooMany { what: "outputs" });
         }
-        let mut name = None;
-        cursor.begin_object()?;
-        let mut first = true;
-        while let Some(key) = cursor.next_key(&mut first)? {
-            match &*key {
-                "name" => once(&mut name, "name", Box::<str>::from(cursor.string()?))?,
-                _ => cursor.skip_value()?,
-            }
-        }
-        outputs.push(name.ok_or(DecodeError::Missing {
-            place: "an output",
-            key: "name",
-        })?);
+        outputs.push(read_output(cursor)?);
     }
     Ok(outputs)
 }
 
+fn read_output(cursor: &mut Cursor<'_>) -> Result<WantedOutput, DecodeError> {
+    let mut output = WantedOutput::default();
+    let (mut name, mut parameters) = (None, None);
+    cursor.begin_object()?;
+    let mut first = true;
+    while let Some(key) = cursor.next_key(&mut first)? {
+        match &*key {
+            "name" => once(&mut name, "name", Box::<str>::from(cursor.string()?))?,
+            "parameters" => {
+                once(
+                    &mut parameters,
+                    "parameters",
+                    read_parameters(cursor, |name, value| output.apply(name, value))?,
+                )?;
+            }
+            _ => cursor.skip_value()?,
+        }
+    }
+    output.name = name.ok_or(DecodeError::Missing {
+        place: "an output",
+        key: "name",
+    })?;
+    Ok(output)
+}
+
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroUsize;
+    use std::time::Duration;
+
     use proptest::prelude::*;
     use serde_json::{Value, json};
 
@@ -399,7 +410,11 @@ mod tests {
             r#"{"id":null,"inputs":[]}"#,
             r#"{"inputs":[],"outputs":[{}]}"#,
             r#"{"inputs":[],"parameters":{"timeout":-1}}"#,
-            r#"{"inputs":[],"parameters":{"timeout":"1"}}"#,
+            r#"{"inputs":[],"parameters":{"timeout":"1s"}}"#,
+            r#"{"inputs":[],"parameters":{"sequence_id":1}}"#,
+            r#"{"inputs":[],"parameters":{},"parameters":{}}"#,
+            r#"{"inputs":[],"outputs":[{"name":"y","parameters":{"classification":-1}}]}"#,
+            r#"{"inputs":[],"outputs":[{"name":"y","parameters":{"shared_memory_region":"r"}}]}"#,
             r#"{"inputs":[],"parameters":{"loopgate_record":0}}"#,
             r#"{"inputs":[]} {}"#,
             r#"{"inputs":[{"name":"x","shape":[1],"datatype":"FP32","parameters":{"binary_data_size":4}}]}"#,
@@ -407,15 +422,21 @@ mod tests {
         for body in refused {
             assert!(decode(body.as_bytes()).is_err(), "accepted {body}");
         }
-        let body = r#"{"z":[{"deep":[1e400,null]}],"id":"a","outputs":[{"name":"y","parameters":{"binary_data":false}}],
-            "parameters":{"timeout":2500,"loopgate_record":false,"other":"x"},"inputs":[]}"#;
+        let body = r#"{"z":[{"deep":[1e400,null]}],"id":"a","outputs":[{"name":"y","parameters":{"binary_data":false,"classification":3}}],
+            "parameters":{"timeout":2500,"loopgate_record":false,"other":"x","priority":1,"more":[{}]},"inputs":[]}"#;
         let request = decode(body.as_bytes()).unwrap();
         let expected = InferRequest {
             id: Some("a".into()),
             inputs: vec![],
-            outputs: vec!["y".into()],
+            outputs: vec![WantedOutput {
+                name: "y".into(),
+                classification: NonZeroUsize::new(3),
+                binary: Some(false),
+            }],
+            priority: 1,
             timeout: Some(Duration::from_micros(2500)),
             probe: true,
+            ..InferRequest::default()
         };
         assert_eq!(request, expected);
     }

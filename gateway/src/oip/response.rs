@@ -1,5 +1,7 @@
 //! Encoding of an infer response. Numbers are the shortest text that reads back to the same bits.
 
+use std::borrow::Cow;
+
 use engine::{Tensor, TensorData};
 use uuid::Uuid;
 
@@ -15,7 +17,20 @@ pub(crate) struct Response<'a> {
     pub fallback_reason: Option<&'static str>,
     /// Counts by status, only where not every feature was present.
     pub feature_status: Option<&'a str>,
-    pub outputs: Vec<(&'a str, &'a Tensor)>,
+    pub outputs: Vec<ResponseOutput<'a>>,
+}
+
+/// One output of a response.
+pub(crate) struct ResponseOutput<'a> {
+    pub name: &'a str,
+    /// The model's own, or what classification made of it.
+    pub tensor: Cow<'a, Tensor>,
+    /// Asked for as binary, where the wire has the choice.
+    #[expect(
+        dead_code,
+        reason = "HTTP answers in JSON only, until it has the binary extension"
+    )]
+    pub binary: bool,
 }
 
 /// Why an answer has no JSON form.
@@ -33,7 +48,7 @@ pub(crate) fn encode(response: &Response<'_>) -> Result<Vec<u8>, EncodeError> {
     let elements: usize = response
         .outputs
         .iter()
-        .map(|(_, tensor)| tensor.data().len())
+        .map(|output| output.tensor.data().len())
         .sum();
     let mut out = Vec::with_capacity(320 + 12 * elements);
     out.extend_from_slice(b"{\"model_name\":");
@@ -46,11 +61,11 @@ pub(crate) fn encode(response: &Response<'_>) -> Result<Vec<u8>, EncodeError> {
     }
     parameters(&mut out, response);
     out.extend_from_slice(b",\"outputs\":[");
-    for (k, (name, tensor)) in response.outputs.iter().enumerate() {
+    for (k, item) in response.outputs.iter().enumerate() {
         if k > 0 {
             out.push(b',');
         }
-        output(&mut out, name, tensor)?;
+        output(&mut out, item.name, &item.tensor)?;
     }
     out.extend_from_slice(b"]}");
     Ok(out)
@@ -192,7 +207,14 @@ mod tests {
             prediction: None,
             fallback_reason: None,
             feature_status: None,
-            outputs,
+            outputs: outputs
+                .into_iter()
+                .map(|(name, tensor)| ResponseOutput {
+                    name,
+                    tensor: Cow::Borrowed(tensor),
+                    binary: false,
+                })
+                .collect(),
         }
     }
 

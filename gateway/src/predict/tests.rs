@@ -10,7 +10,6 @@ use tempfile::TempDir;
 use super::*;
 use crate::config::{EngineChoice, ServeArgs, ServeConfig};
 use crate::metrics::Metrics;
-use crate::oip;
 use crate::prepare::{Blueprint, prepare};
 use crate::serve::{Backstage, assemble, close};
 use crate::table::{LoadedVersion, ModelParts, ModelTable, Publisher, Seats};
