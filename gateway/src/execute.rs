@@ -85,7 +85,11 @@ enum Failure {
 
 impl Runner<'_> {
     /// Answers with the routed version or, unless the caller named it, with the next that can.
-    pub(crate) fn run(&self, route: &Route<'_>, inputs: &Inputs) -> Result<Answered, ExecuteError> {
+    pub(crate) async fn run(
+        &self,
+        route: &Route<'_>,
+        inputs: &Arc<Inputs>,
+    ) -> Result<Answered, ExecuteError> {
         let answered = self.ask_in_turn(route, inputs)?;
         if let Some(reason) = answered.reason {
             self.metrics.fallback(reason);

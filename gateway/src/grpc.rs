@@ -181,31 +181,31 @@ async fn respond(desk: &Desk, request: Request<Incoming>) -> Response<Body> {
         .unwrap_or_default();
     match (service, method) {
         ("inference.GRPCInferenceService", "ServerLive") => {
-            unary(core, request, |Empty {}, _| {
-                Ok(ServerLiveResponse { live: true })
+            unary(core, request, |Empty {}| {
+                at_once(Ok(ServerLiveResponse { live: true }))
             })
             .await
         }
         ("inference.GRPCInferenceService", "ServerReady") => {
             let ready = core.is_ready();
-            unary(core, request, move |Empty {}, _| {
-                Ok(ServerReadyResponse { ready })
+            unary(core, request, move |Empty {}| {
+                at_once(Ok(ServerReadyResponse { ready }))
             })
             .await
         }
         ("inference.GRPCInferenceService", "ServerMetadata") => {
-            unary(core, request, |Empty {}, _| Ok(server_metadata(core))).await
+            unary(core, request, |Empty {}| at_once(Ok(server_metadata(core)))).await
         }
         ("inference.GRPCInferenceService", "ModelReady") => {
-            unary(core, request, |asked, _| model_ready(core, &asked)).await
+            unary(core, request, |asked| at_once(model_ready(core, &asked))).await
         }
         ("inference.GRPCInferenceService", "ModelMetadata") => {
-            unary(core, request, |asked, _| model_metadata(core, &asked)).await
+            unary(core, request, |asked| at_once(model_metadata(core, &asked))).await
         }
         ("inference.GRPCInferenceService", "ModelInfer") => infer(desk, request, arrived).await,
         ("grpc.health.v1.Health", "Check") => {
-            unary(core, request, |asked: HealthCheckRequest, _| {
-                health(core, &asked.service)
+            unary(core, request, |asked: HealthCheckRequest| {
+                at_once(health(core, &asked.service))
             })
             .await
         }
@@ -223,12 +223,16 @@ async fn infer(desk: &Desk, request: Request<Incoming>, arrived: Instant) -> Res
             return Status::resource_exhausted(error.to_string()).into_http();
         }
     };
-    let answer = |asked, head: &HeaderMap| {
-        // A unary call is answered once.
-        let place = place
-            .take()
-            .ok_or_else(|| Status::internal("answered twice"))?;
-        model_infer(desk, asked, head, Admission { place, arrived })
+    let head = request.headers().clone();
+    let answer = |asked| {
+        let place = place.take();
+        let head = &head;
+        async move {
+            // A unary call is answered once.
+            let place = place.ok_or_else(|| Status::internal("answered twice"))?;
+            let answered = model_infer(desk, asked, head, Admission { place, arrived }).await;
+            answered.map(tonic::Response::new)
+        }
     };
     unary(core, request, answer).await
 }
@@ -239,40 +243,42 @@ struct Admission {
     arrived: Instant,
 }
 
-/// One call with one answer, computed in place, once its message is there in time.
-async fn unary<A, R, F>(core: &Core, request: Request<Incoming>, answer: F) -> Response<Body>
+/// One call with one answer, once its message is there in time.
+async fn unary<A, R, F, Fut>(core: &Core, request: Request<Incoming>, answer: F) -> Response<Body>
 where
     A: Message + Default + Send + 'static,
     R: Message + Send + 'static,
-    F: FnMut(A, &HeaderMap) -> Result<R, Status>,
+    F: FnMut(A) -> Fut,
+    Fut: Future<Output = Result<tonic::Response<R>, Status>>,
 {
-    let head = request.headers().clone();
-    let in_place = InPlace { head, answer };
     let bytes_max = core.limits.body_bytes_max;
     let mut codec = Codec::new(ProstCodec::<R, A>::default())
         .max_decoding_message_size(bytes_max)
         .max_encoding_message_size(usize::MAX);
-    let answered = tokio::time::timeout(core.limits.body_timeout, codec.unary(in_place, request));
+    let answered = codec.unary(Answering(answer), request);
+    let answered = tokio::time::timeout(core.limits.body_timeout, answered);
     let late = |_| Status::deadline_exceeded("the message did not come in time").into_http();
     answered.await.unwrap_or_else(late)
 }
 
-/// A function as tonic's service.
-struct InPlace<F> {
-    head: HeaderMap,
-    answer: F,
+/// An answer that needs no waiting.
+fn at_once<R>(answer: Result<R, Status>) -> Ready<Result<tonic::Response<R>, Status>> {
+    ready(answer.map(tonic::Response::new))
 }
 
-impl<A, R, F> UnaryService<A> for InPlace<F>
+/// A function as tonic's service.
+struct Answering<F>(F);
+
+impl<A, R, F, Fut> UnaryService<A> for Answering<F>
 where
-    F: FnMut(A, &HeaderMap) -> Result<R, Status>,
+    F: FnMut(A) -> Fut,
+    Fut: Future<Output = Result<tonic::Response<R>, Status>>,
 {
     type Response = R;
-    type Future = Ready<Result<tonic::Response<R>, Status>>;
+    type Future = Fut;
 
-    fn call(&mut self, request: tonic::Request<A>) -> Self::Future {
-        let answered = (self.answer)(request.into_inner(), &self.head);
-        ready(answered.map(tonic::Response::new))
+    fn call(&mut self, request: tonic::Request<A>) -> Fut {
+        (self.0)(request.into_inner())
     }
 }
 
@@ -330,13 +336,13 @@ fn model_metadata_of(core: &Core, target: &Target) -> Result<ModelMetadataRespon
     })
 }
 
-fn model_infer(
+async fn model_infer(
     desk: &Desk,
     asked: ModelInferRequest,
     head: &HeaderMap,
     admission: Admission,
 ) -> Result<ModelInferResponse, Status> {
-    let answered = attempt(desk, asked, head, admission);
+    let answered = attempt(desk, asked, head, admission).await;
     let outcome = match &answered {
         Ok(_) => Outcome::Ok,
         Err(status) => match status.code() {
@@ -352,7 +358,7 @@ fn model_infer(
     answered
 }
 
-fn attempt(
+async fn attempt(
     desk: &Desk,
     asked: ModelInferRequest,
     head: &HeaderMap,
@@ -379,6 +385,7 @@ fn attempt(
     };
     let timeout = text("grpc-timeout").and_then(infer::timeout);
     predict(desk, call, infer::Grpc::new(asked, timeout))
+        .await
         .map_err(|error| status::of_predict(&error))
 }
 

@@ -133,7 +133,7 @@ async fn infer(
         at_ms,
         probe,
     };
-    let encoded = predict(desk, call, Json(&body))?;
+    let encoded = predict(desk, call, Json(&body)).await?;
     Ok(ok(encoded.into()))
 }
 

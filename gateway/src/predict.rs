@@ -1,8 +1,9 @@
 //! The life of a prediction, on one thread from its first byte to its last:
 //! decode → admit → snapshot → route → features → run → record → encode.
 //!
-//! Nothing here awaits, locks or queues, but for the read of the online store. The wire is a
-//! parameter, so that HTTP and gRPC lead the same life.
+//! Nothing here locks or queues, but for the read of the online store and for a run that is too
+//! dear for the serving thread: that one is awaited. The wire is a parameter, so that HTTP and gRPC
+//! lead the same life.
 
 use std::borrow::Cow;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -102,7 +103,7 @@ impl Desk {
 }
 
 /// Answers one request.
-pub(crate) fn predict<W: Wire>(
+pub(crate) async fn predict<W: Wire>(
     desk: &Desk,
     call: Call,
     mut wire: W,
@@ -117,7 +118,7 @@ pub(crate) fn predict<W: Wire>(
     let deadline = deadline.min(core.limits.deadline);
     let mut admitted = call.place.admit(call.arrived, deadline)?;
 
-    let table = core.table.snapshot();
+    let table = core.table.held();
     let asked = Asked {
         prediction: desk.prediction_id(call.at_ms),
         id: request.id,
@@ -140,7 +141,7 @@ pub(crate) fn predict<W: Wire>(
         admitted: &admitted,
         metrics: &core.metrics,
     };
-    let mut answered = runner.run(&route, &inputs)?;
+    let mut answered = runner.run(&route, &inputs).await?;
     laps.end(Phase::Run);
 
     let status = feature_status(&answered, &inputs);

@@ -189,6 +189,11 @@ impl LiveTable {
         self.0.load()
     }
 
+    /// The table at this moment, to be held by a request to its end, over awaits too.
+    pub(crate) fn held(&self) -> Option<Arc<ModelTable>> {
+        self.0.load_full()
+    }
+
     /// Whether a table was published in which every model answers.
     pub(crate) fn is_ready(&self) -> bool {
         self.snapshot()

@@ -145,18 +145,18 @@ impl Bench {
             at_ms: NOW_MS,
             probe: false,
         };
-        let reply = predict(&self.desk, call, Json(body.to_string().into_bytes()))?;
+        let reply = block_on(predict(
+            &self.desk,
+            call,
+            Json(body.to_string().into_bytes()),
+        ))?;
         Ok(serde_json::from_slice(&reply).unwrap())
     }
 
     /// Everything recorded for a model, once shadows and recorder have settled.
     fn recorded(&self, model: &str) -> Vec<PredictionRecord> {
         let core = &self.desk.core;
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
-        runtime.block_on(core.settle()).unwrap();
+        block_on(core.settle()).unwrap();
         core.store
             .as_ref()
             .unwrap()
@@ -167,6 +167,11 @@ impl Bench {
     fn end(self) {
         close(&self.desk.core, self.backstage).unwrap();
     }
+}
+
+fn block_on<F: Future>(future: F) -> F::Output {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_all().build().unwrap().block_on(future)
 }
 
 struct Json(Vec<u8>);
@@ -453,7 +458,7 @@ fn a_probe_and_a_late_request_leave_no_record() {
     };
     let body = Json(visits(&["a"], &[1.0]).to_string().into_bytes());
     assert!(matches!(
-        predict(&bench.desk, late, body),
+        block_on(predict(&bench.desk, late, body)),
         Err(PredictError::Deadline(_))
     ));
     assert!(bench.recorded("m").is_empty());
