@@ -4,7 +4,10 @@
 //! answer is, others know. A request is refused by its head where it can be, before its body is read.
 
 mod body;
-mod path;
+mod describe;
+mod encoding;
+mod infer;
+mod routes;
 mod status;
 
 use std::future::Future;
@@ -15,8 +18,8 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::body::Incoming;
-use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue};
+use hyper::body::{Body, Incoming};
+use hyper::header::{CONNECTION, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue, VARY};
 use hyper::{Request, Response, StatusCode};
 use serde::Serialize;
 use serde_json::json;
@@ -24,40 +27,45 @@ use serde_json::json;
 use crate::ingest;
 use crate::metrics::{Operation, Outcome};
 use crate::oip;
-use crate::predict::{Call, Desk, Wire, predict};
-use crate::route::{self, Target};
+use crate::predict::Desk;
 use crate::serve::Core;
 
-pub(crate) use path::percent_decode;
+pub(crate) use routes::percent_decode;
 
-use path::{Resource, resolve};
+use encoding::Coding;
+use routes::{Endpoint, Matched, resolve};
 use status::Refusal;
 
 /// In replay mode the request's time, milliseconds since the Unix epoch.
 const TIME_HEADER: &str = "loopgate-time-ms";
-/// `false` makes a prediction a probe: answered, not recorded.
-const RECORD_HEADER: &str = "loopgate-record";
-/// Says that binary tensors follow the JSON, which is not offered.
-const BINARY_HEADER: &str = "inference-header-content-length";
 
 type Answer = Response<Full<Bytes>>;
+
+/// A request whose body is still to be read.
+struct Received<'r> {
+    headers: &'r HeaderMap,
+    body: Incoming,
+    arrived: Instant,
+}
 
 /// Answers one request, whatever happens.
 pub(crate) async fn respond(desk: Arc<Desk>, request: Request<Incoming>) -> Answer {
     let arrived = Instant::now();
-    let resource = resolve(request.uri().path());
-    let operation = resource
-        .as_ref()
-        .map_or(Operation::Other, Resource::operation);
+    let (head, body) = request.into_parts();
+    let matched = resolve(&head.method, head.uri.path());
+    let operation = matched.as_ref().map_or(Operation::Other, |matched| {
+        matched.route.endpoint.operation()
+    });
     let answered = unwinding(async {
-        let resource = resource?;
-        if request.method() != resource.method() {
-            return Err(Refusal::method(&resource.method()));
-        }
-        answer(&desk, resource, request, arrived).await
+        let received = Received {
+            headers: &head.headers,
+            body,
+            arrived,
+        };
+        answer(&desk, &matched?, received).await
     });
     let (mut response, outcome) = match answered.await {
-        Some(Ok(response)) => (response, Outcome::Ok),
+        Some(Ok(response)) => (compressed(response, &head.headers), Outcome::Ok),
         Some(Err(refusal)) => refusal.into_response(),
         None => Refusal::panicked().into_response(),
     };
@@ -72,135 +80,129 @@ pub(crate) async fn respond(desk: Arc<Desk>, request: Request<Incoming>) -> Answ
 
 async fn answer(
     desk: &Desk,
-    resource: Resource,
-    request: Request<Incoming>,
-    arrived: Instant,
+    matched: &Matched<'_>,
+    received: Received<'_>,
 ) -> Result<Answer, Refusal> {
     let core = &*desk.core;
-    match resource {
-        Resource::Server => Ok(json(&oip::server_metadata(core.extensions()))),
-        Resource::Live => Ok(json(&json!({"live": true}))),
-        Resource::Ready => Ok(readiness(core)),
-        Resource::Models => Ok(json(&json!({"models": model_names(core)}))),
-        Resource::Model(target) => model_metadata(core, &target),
-        Resource::ModelReady(target) => model_ready(core, &target),
-        Resource::Infer(target) => infer(desk, target, request, arrived).await,
-        Resource::Events(source) => {
-            let _place = core.ingest_admission.enter()?;
-            let (now_ms, body) = ingest_body(core, request).await?;
-            let ingested = ingest::events(core, &source, &body, now_ms).await?;
-            Ok(json(&json!({
-                "accepted": ingested.accepted,
-                "duplicates": ingested.duplicates,
-                "late": ingested.late,
-            })))
+    Ok(match matched.route.endpoint {
+        Endpoint::Infer => infer::infer(desk, matched.target()?, received).await?,
+        Endpoint::Server => json(&oip::server_metadata(core.extensions())),
+        Endpoint::Live => json(&json!({"live": true})),
+        Endpoint::Ready => {
+            let ready = core.is_ready();
+            ready_or_not(ready, &json!({"ready": ready, "live": true}))
         }
-        Resource::Labels => {
-            let _place = core.ingest_admission.enter()?;
-            let (now_ms, body) = ingest_body(core, request).await?;
-            let ingested = ingest::labels(core, &body, now_ms).await?;
-            Ok(json(&json!({
-                "accepted": ingested.accepted,
-                "duplicates": ingested.duplicates,
-                "unknown": ingested.unknown,
-            })))
+        Endpoint::Models => json(&describe::model_names(core)),
+        Endpoint::Model => json(&describe::model_metadata(core, &matched.target()?)?),
+        Endpoint::ModelReady => {
+            let target = matched.target()?;
+            let ready = describe::model_ready(core, &target)?;
+            ready_or_not(
+                ready,
+                &json!({"name": target.model.as_str(), "ready": ready}),
+            )
         }
-    }
+        Endpoint::ModelConfig => json(&describe::model_config(core, &matched.target()?)?),
+        Endpoint::Statistics => json(&describe::statistics(core, matched.named()?.as_ref())?),
+        Endpoint::RepositoryIndex => {
+            let body = body::read(received.headers, received.body, &core.limits).await?;
+            json(&describe::repository_index(core, &body)?)
+        }
+        Endpoint::TraceSettings | Endpoint::TraceUpdate => {
+            trace_settings(core, matched, received).await?
+        }
+        Endpoint::LogSettings => json(&describe::log_settings()),
+        Endpoint::LogUpdate => {
+            const FIXED: &str = "the log is set by LOOPGATE_LOG when the process starts";
+            let body = body::read(received.headers, received.body, &core.limits).await?;
+            json(&describe::update(describe::log_settings(), &body, FIXED)?)
+        }
+        Endpoint::Events => events(core, matched.name(), received).await?,
+        Endpoint::Labels => labels(core, received).await?,
+    })
 }
 
-async fn infer(
-    desk: &Desk,
-    target: Target,
-    request: Request<Incoming>,
-    arrived: Instant,
+async fn trace_settings(
+    core: &Core,
+    matched: &Matched<'_>,
+    received: Received<'_>,
 ) -> Result<Answer, Refusal> {
-    let core = &*desk.core;
-    let place = core.admission.enter()?;
-    let (head, body) = request.into_parts();
-    if head.headers.contains_key(BINARY_HEADER) {
-        return Err(Refusal::binary());
+    const FIXED: &str = "traces are not offered";
+    if let Some(target) = matched.named()? {
+        // Those of an unknown model are not found.
+        describe::model_metadata(core, &target)?;
     }
-    let at_ms = request_ms(core, &head.headers)?;
-    let probe = head
-        .headers
-        .get(RECORD_HEADER)
-        .is_some_and(|value| value == "false");
-    let body = body::read(&head.headers, body, &core.limits).await?;
-    let call = Call {
-        target,
-        place,
-        arrived,
-        at_ms,
-        probe,
-    };
-    let encoded = predict(desk, call, Json(&body)).await?;
-    Ok(ok(encoded.into()))
+    let settings = describe::trace_settings();
+    if matched.route.endpoint == Endpoint::TraceSettings {
+        return Ok(json(&settings));
+    }
+    let body = body::read(received.headers, received.body, &core.limits).await?;
+    Ok(json(&describe::update(settings, &body, FIXED)?))
 }
 
-/// The protocol's JSON.
-struct Json<'b>(&'b [u8]);
-
-impl Wire for Json<'_> {
-    type Reply = Vec<u8>;
-
-    fn decode(&mut self) -> Result<oip::InferRequest, oip::DecodeError> {
-        oip::decode(self.0)
-    }
-
-    fn encode(&self, response: &oip::Response<'_>) -> Result<Vec<u8>, oip::EncodeError> {
-        oip::encode(response)
-    }
+async fn events(core: &Core, source: &str, received: Received<'_>) -> Result<Answer, Refusal> {
+    let _place = core.ingest_admission.enter()?;
+    let (now_ms, body) = ingest_body(core, received).await?;
+    let ingested = ingest::events(core, source, &body, now_ms).await?;
+    Ok(json(&json!({
+        "accepted": ingested.accepted,
+        "duplicates": ingested.duplicates,
+        "late": ingested.late,
+    })))
 }
 
-async fn ingest_body(core: &Core, request: Request<Incoming>) -> Result<(i64, Bytes), Refusal> {
-    let (head, body) = request.into_parts();
-    let now_ms = request_ms(core, &head.headers)?;
-    Ok((now_ms, body::read(&head.headers, body, &core.limits).await?))
+async fn labels(core: &Core, received: Received<'_>) -> Result<Answer, Refusal> {
+    let _place = core.ingest_admission.enter()?;
+    let (now_ms, body) = ingest_body(core, received).await?;
+    let ingested = ingest::labels(core, &body, now_ms).await?;
+    Ok(json(&json!({
+        "accepted": ingested.accepted,
+        "duplicates": ingested.duplicates,
+        "unknown": ingested.unknown,
+    })))
+}
+
+async fn ingest_body(core: &Core, received: Received<'_>) -> Result<(i64, Bytes), Refusal> {
+    let now_ms = request_ms(core, received.headers)?;
+    let body = body::read(received.headers, received.body, &core.limits).await?;
+    Ok((now_ms, body))
 }
 
 fn request_ms(core: &Core, headers: &HeaderMap) -> Result<i64, Refusal> {
     let named = match headers.get(TIME_HEADER) {
         Some(value) if core.clock.is_replay() => {
             let ms = value.to_str().ok().and_then(|text| text.parse().ok());
-            Some(ms.ok_or_else(|| Refusal::header(TIME_HEADER))?)
+            Some(ms.ok_or_else(|| Refusal::header(TIME_HEADER, "milliseconds"))?)
         }
         _ => None,
     };
     Ok(core.clock.request_ms(named))
 }
 
-fn readiness(core: &Core) -> Answer {
-    let ready = core.is_ready();
-    let mut response = json(&json!({"ready": ready, "live": true}));
+/// 503 where it is not ready; clients look at the status, or at one of the body's keys.
+fn ready_or_not(ready: bool, body: &serde_json::Value) -> Answer {
+    let mut response = json(body);
     if !ready {
         *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
     }
     response
 }
 
-fn model_names(core: &Core) -> Vec<String> {
-    let table = core.table.snapshot();
-    let models = table.iter().flat_map(|table| table.models());
-    models.map(|model| model.name.to_string()).collect()
-}
-
-fn model_metadata(core: &Core, target: &Target) -> Result<Answer, Refusal> {
-    let table = core.table.snapshot();
-    let model = route::model(table.as_deref(), target)?;
-    let version = route::named_or_champion(model, target)?;
-    let versions: Vec<String> = model.versions.keys().map(u32::to_string).collect();
-    Ok(json(&oip::model_metadata(
-        &model.name,
-        &versions,
-        &version.public,
-    )))
-}
-
-fn model_ready(core: &Core, target: &Target) -> Result<Answer, Refusal> {
-    model_metadata(core, target)?;
-    Ok(json(
-        &json!({"name": target.model.as_str(), "ready": !core.is_draining()}),
-    ))
+/// Compresses an answer that is worth it, for a caller that asks.
+fn compressed(answer: Answer, asked: &HeaderMap) -> Answer {
+    let size = answer.body().size_hint().exact().unwrap_or(0);
+    if size < encoding::WORTH_BYTES as u64 {
+        return answer;
+    }
+    let Some(coding) = Coding::of_answer(asked) else {
+        return answer;
+    };
+    let (mut head, body) = answer.into_parts();
+    let body = body.into_inner().unwrap_or_default();
+    head.headers.insert(CONTENT_ENCODING, coding.header());
+    head.headers
+        .insert(VARY, HeaderValue::from_static("accept-encoding"));
+    Response::from_parts(head, Full::new(coding.encode(&body).into()))
 }
 
 fn json(body: &impl Serialize) -> Answer {

@@ -278,17 +278,20 @@ impl<'m> Laps<'m> {
         }
     }
 
-    /// Ends a phase; the next begins.
-    pub(crate) fn end(&mut self, phase: Phase) {
+    /// Ends a phase, which took so long; the next begins.
+    pub(crate) fn end(&mut self, phase: Phase) -> Duration {
         let now = Instant::now();
-        self.metrics.phase(phase, now - self.lap);
+        let took = now - self.lap;
+        self.metrics.phase(phase, took);
         self.lap = now;
+        took
     }
 
-    /// Ends the last phase and the whole.
-    pub(crate) fn finish(mut self, phase: Phase) {
-        self.end(phase);
-        self.metrics.phase(Phase::Total, self.lap - self.arrived);
+    /// Ends the whole, with its last phase, which took so long.
+    pub(crate) fn finish(self) -> Duration {
+        let took = self.lap - self.arrived;
+        self.metrics.phase(Phase::Total, took);
+        took
     }
 }
 

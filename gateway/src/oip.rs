@@ -1,14 +1,19 @@
-//! The Open Inference Protocol V2, JSON over HTTP: requests in, responses and metadata out.
+//! The Open Inference Protocol V2 over HTTP: requests in, responses and metadata out, tensors as JSON
+//! or as bytes beside it.
 //!
 //! Owns the wire format and nothing else: no model is looked up here and no status code chosen.
 //! Decoding goes from bytes straight into typed vectors; a body of n bytes costs one pass and at
 //! most eight times n in memory (`""` as an element of BYTES is the worst).
 
+mod binary;
 mod classify;
+mod decimal;
 mod element;
+mod half;
 mod json;
 mod metadata;
 mod parameters;
+mod raw;
 mod request;
 mod response;
 
@@ -17,11 +22,12 @@ use std::time::Duration;
 
 use engine::Tensor;
 
+pub(crate) use binary::decode_raw;
 pub(crate) use classify::{ClassifyError, classify};
-pub(crate) use metadata::{model_metadata, server_metadata};
+pub(crate) use metadata::{model_config, model_metadata, server_metadata};
 pub(crate) use parameters::{Parameter, ParameterError};
-pub(crate) use request::{DecodeError, decode};
-pub(crate) use response::{EncodeError, Response, ResponseOutput, encode};
+pub(crate) use request::{DecodeError, decode, decode_binary};
+pub(crate) use response::{EncodeError, Encoded, Response, ResponseOutput, encode};
 
 /// A tensor by its name in the request.
 #[derive(Clone, Debug, PartialEq)]

@@ -7,7 +7,7 @@
 
 use std::borrow::Cow;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use engine::Tensor;
 use featurestore::Role;
@@ -27,7 +27,7 @@ use crate::recorder::{FeatureSource, Served};
 use crate::route::{Route, RouteError, Target, route};
 use crate::serve::Core;
 use crate::shadow::ShadowJob;
-use crate::table::Seat;
+use crate::table::{Seat, Timed};
 
 /// How a request is written on one wire, and its answer.
 pub(crate) trait Wire {
@@ -112,7 +112,7 @@ pub(crate) async fn predict<W: Wire>(
     let mut laps = Laps::start(&core.metrics, call.arrived);
 
     let request = wire.decode()?;
-    laps.end(Phase::Decode);
+    let decode = laps.end(Phase::Decode);
 
     let deadline = request.timeout.unwrap_or(core.limits.deadline);
     let deadline = deadline.min(core.limits.deadline);
@@ -133,7 +133,7 @@ pub(crate) async fn predict<W: Wire>(
 
     let reader = core.reader(asked.at_ms);
     let inputs = Arc::new(reader.assemble(route.first, request.inputs)?);
-    laps.end(Phase::Features);
+    let features = laps.end(Phase::Features);
 
     let runner = Runner {
         seat: desk.seat,
@@ -141,8 +141,17 @@ pub(crate) async fn predict<W: Wire>(
         admitted: &admitted,
         metrics: &core.metrics,
     };
-    let mut answered = runner.run(&route, &inputs).await?;
-    laps.end(Phase::Run);
+    let statistics = &route.first.statistics;
+    let ran = runner.run(&route, &inputs).await;
+    let run = laps.end(Phase::Run);
+    // A fallback's answer is a failure of the version that it stands in for.
+    if ran
+        .as_ref()
+        .map_or(true, |answered| answered.reason.is_some())
+    {
+        statistics.failed(desk.seat, run);
+    }
+    let mut answered = ran?;
 
     let status = feature_status(&answered, &inputs);
     if !asked.probe {
@@ -150,7 +159,22 @@ pub(crate) async fn predict<W: Wire>(
     }
     let response = response(&route, &answered, &asked, status.as_deref())?;
     let reply = wire.encode(&response)?;
-    laps.finish(Phase::Encode);
+    let output = laps.end(Phase::Encode);
+    let total = laps.finish();
+    if let Some(version) = &answered.version {
+        version.statistics.succeeded(
+            desk.seat,
+            &Timed {
+                at_ms: asked.at_ms,
+                rows: inputs.rows,
+                queue: Duration::ZERO,
+                input: decode + features,
+                run,
+                output,
+                total,
+            },
+        );
+    }
     Ok(reply)
 }
 

@@ -58,11 +58,22 @@ impl Core {
         !self.is_draining() && self.table.is_ready()
     }
 
-    /// Extensions of the protocol that this process offers.
+    /// Extensions of the protocol that this process offers: its own names, then ours.
     pub(crate) fn extensions(&self) -> &'static [&'static str] {
+        const ALL: [&str; 9] = [
+            "binary_tensor_data",
+            "classification",
+            "model_configuration",
+            "parameters",
+            "statistics",
+            "fallback",
+            "version_label",
+            "feature_lookup",
+            "feedback",
+        ];
         match self.store {
-            Some(_) => &["fallback", "version_label", "feature_lookup", "feedback"],
-            None => &["fallback", "version_label"],
+            Some(_) => &ALL,
+            None => &ALL[..7],
         }
     }
 

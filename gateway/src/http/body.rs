@@ -3,8 +3,9 @@
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
-use hyper::header::{CONTENT_ENCODING, HeaderMap};
+use hyper::header::HeaderMap;
 
+use super::encoding::{Coding, CodingError};
 use crate::config::Limits;
 
 /// Why a body was not read.
@@ -14,33 +15,36 @@ pub(super) enum BodyError {
     TooLarge { bytes_max: usize },
     #[error("the body did not come within {timeout_ms} ms")]
     Late { timeout_ms: u128 },
-    #[error("content encoding is not offered: send the body as it is")]
-    Encoded,
+    #[error(transparent)]
+    Coding(#[from] CodingError),
     #[error("the body is cut short or badly framed")]
     Broken,
 }
 
-/// Reads the whole body. One that says that it is too large is refused unread; one that does not
-/// say is refused as soon as it is.
+/// Reads the whole body and decodes it. One that says that it is too large is refused unread; one
+/// that does not say is refused as soon as it is.
 pub(super) async fn read(
     headers: &HeaderMap,
     body: Incoming,
     limits: &Limits,
 ) -> Result<Bytes, BodyError> {
-    let encoded = |value: &hyper::header::HeaderValue| value != "identity";
-    if headers.get_all(CONTENT_ENCODING).iter().any(encoded) {
-        return Err(BodyError::Encoded);
-    }
+    let coding = Coding::of_request(headers)?;
     let bytes_max = limits.body_bytes_max;
     let least = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
     if least > bytes_max {
         return Err(BodyError::TooLarge { bytes_max });
     }
-    match tokio::time::timeout(limits.body_timeout, collect(body, bytes_max)).await {
-        Ok(read) => read,
-        Err(_) => Err(BodyError::Late {
-            timeout_ms: limits.body_timeout.as_millis(),
-        }),
+    let sent = match tokio::time::timeout(limits.body_timeout, collect(body, bytes_max)).await {
+        Ok(read) => read?,
+        Err(_) => {
+            return Err(BodyError::Late {
+                timeout_ms: limits.body_timeout.as_millis(),
+            });
+        }
+    };
+    match coding {
+        Some(coding) => Ok(coding.decode(&sent, bytes_max)?.into()),
+        None => Ok(sent),
     }
 }
 

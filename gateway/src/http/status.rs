@@ -4,11 +4,14 @@
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use hyper::header::{
+    ACCEPT_ENCODING, ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER,
+};
 use hyper::{Method, Response, StatusCode};
 use serde_json::json;
 
 use super::body::BodyError;
+use super::encoding::{self, CodingError};
 use crate::admission::{Overloaded, RETRY_AFTER_S};
 use crate::execute::ExecuteError;
 use crate::ingest::IngestRefusal;
@@ -62,21 +65,29 @@ impl Refusal {
         Self::new(StatusCode::BAD_REQUEST, error.to_string())
     }
 
-    pub(super) fn header(name: &str) -> Self {
+    /// A header that is not a number of `unit`.
+    pub(super) fn header(name: &str, unit: &str) -> Self {
         Self::new(
             StatusCode::BAD_REQUEST,
-            format!("header `{name}` is not a number of milliseconds"),
+            format!("header `{name}` is not a number of {unit}"),
         )
     }
 
-    pub(super) fn binary() -> Self {
-        let message = "binary tensor data is not offered: send JSON";
-        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message)
+    /// A raw body for a model with `inputs` inputs.
+    pub(super) fn raw(inputs: usize) -> Self {
+        let message = format!("a raw body is for a model with one input, this one has {inputs}");
+        Self::new(StatusCode::BAD_REQUEST, message)
     }
 
-    pub(super) fn method(allowed: &Method) -> Self {
+    /// A request about the server's own settings that is wrong or asks for what is fixed.
+    pub(super) fn settings(problem: &str) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, problem)
+    }
+
+    pub(super) fn method(allowed: &[&Method]) -> Self {
         let mut refusal = Self::new(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed");
-        let allowed = HeaderValue::from_str(allowed.as_str()).expect("a method is a token");
+        let names: Vec<&str> = allowed.iter().map(|method| method.as_str()).collect();
+        let allowed = HeaderValue::from_str(&names.join(", ")).expect("a method is a token");
         refusal.header = Some((ALLOW, allowed));
         refusal
     }
@@ -116,13 +127,26 @@ impl Refusal {
 
 impl From<BodyError> for Refusal {
     fn from(error: BodyError) -> Self {
+        let message = error.to_string();
         let status = match error {
             BodyError::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             BodyError::Late { .. } => StatusCode::REQUEST_TIMEOUT,
-            BodyError::Encoded => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             BodyError::Broken => StatusCode::BAD_REQUEST,
+            BodyError::Coding(CodingError::Unknown) => {
+                let mut refusal = Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message).closing();
+                let offered = HeaderValue::from_static(encoding::OFFERED);
+                refusal.header = Some((ACCEPT_ENCODING, offered));
+                return refusal;
+            }
+            // The body has been read whole, so the connection can go on.
+            BodyError::Coding(CodingError::Corrupt(_)) => {
+                return Self::new(StatusCode::BAD_REQUEST, message);
+            }
+            BodyError::Coding(CodingError::TooLarge { .. } | CodingError::Bomb) => {
+                StatusCode::PAYLOAD_TOO_LARGE
+            }
         };
-        Self::new(status, error.to_string()).closing()
+        Self::new(status, message).closing()
     }
 }
 

@@ -5,6 +5,8 @@ use std::num::NonZeroUsize;
 
 use engine::{DataType, Tensor, TensorData, TensorSpec};
 
+use super::half::FP16;
+
 /// An output that has no classes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("output `{output}` of {datatype} cannot be classified")]
@@ -39,6 +41,10 @@ pub(crate) fn classify(
         TensorData::Int16(values) => ranked(values, classes, count),
         TensorData::Int32(values) => ranked(values, classes, count),
         TensorData::Int64(values) => ranked(values, classes, count),
+        TensorData::Fp16(bits) => {
+            let values: Vec<f32> = bits.iter().map(|&bits| FP16.widen(bits)).collect();
+            ranked(&values, classes, count)
+        }
         TensorData::Fp32(values) => ranked(values, classes, count),
         TensorData::Fp64(values) => ranked(values, classes, count),
         _ => {

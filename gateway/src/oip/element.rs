@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use engine::{DataType, TensorData};
 
+use super::half::{FP16, Half};
 use super::json::{Cursor, JsonError, Number};
 
 /// Axes that a tensor may have.
@@ -31,8 +32,22 @@ pub(crate) fn read_data(
         DataType::Fp32 => TensorData::Fp32(read(cursor, shape)?),
         DataType::Fp64 => TensorData::Fp64(read(cursor, shape)?),
         DataType::Bytes => TensorData::Bytes(read(cursor, shape)?),
-        DataType::Fp16 => return Err(cursor.error("FP16 has no JSON form")),
+        DataType::Fp16 => TensorData::Fp16(read_halves(cursor, shape, FP16)?),
     })
+}
+
+/// Floats of 16 bits have no JSON form in the protocol; their numbers are taken all the same.
+fn read_halves(
+    cursor: &mut Cursor<'_>,
+    shape: &[usize],
+    half: Half,
+) -> Result<Vec<u16>, JsonError> {
+    let wide: Vec<f64> = read(cursor, shape)?;
+    let narrow = |value: f64| {
+        half.narrow(value)
+            .ok_or_else(|| cursor.error(format!("{value:e} does not fit 16 bits")))
+    };
+    wide.into_iter().map(narrow).collect()
 }
 
 fn read<T: Element>(cursor: &mut Cursor<'_>, shape: &[usize]) -> Result<Vec<T>, JsonError> {
@@ -99,7 +114,7 @@ impl Element for bool {
         if !matches!(cursor.peek(), Some(b'0' | b'1')) {
             return cursor.boolean();
         }
-        match cursor.number()?.text {
+        match cursor.number()?.text() {
             "0" => Ok(false),
             "1" => Ok(true),
             _ => Err(cursor.error("expected true, false, 0 or 1")),
@@ -117,28 +132,29 @@ impl Element for Vec<u8> {
 }
 
 macro_rules! float_element {
-    ($float:ty, $name:literal) => {
+    ($float:ty, $read:ident, $name:literal) => {
         impl Element for $float {
             fn read(cursor: &mut Cursor<'_>) -> Result<Self, JsonError> {
                 let number = cursor.number_or_token()?;
-                // Parsed as this very type, so that a shortest decimal comes back to the bit.
-                match number.text.parse::<$float>() {
-                    Ok(value) if value.is_finite() || number.non_finite => Ok(value),
-                    _ => Err(unfit(cursor, number, $name)),
+                let value = number.$read();
+                if value.is_finite() || number.non_finite {
+                    return Ok(value);
                 }
+                Err(unfit(cursor, number, $name))
             }
         }
     };
 }
-float_element!(f32, "FP32");
-float_element!(f64, "FP64");
+float_element!(f32, to_f32, "FP32");
+float_element!(f64, to_f64, "FP64");
 
 macro_rules! integer_element {
     ($($integer:ty, $name:literal;)*) => {
         $(impl Element for $integer {
             fn read(cursor: &mut Cursor<'_>) -> Result<Self, JsonError> {
                 let number = cursor.number()?;
-                integer(number)
+                number
+                    .to_integer()
                     .and_then(|value| Self::try_from(value).ok())
                     .ok_or_else(|| unfit(cursor, number, $name))
             }
@@ -150,19 +166,6 @@ integer_element! {
     i8, "INT8"; i16, "INT16"; i32, "INT32"; i64, "INT64";
 }
 
-/// The whole number that is meant: an integer, or a fraction or exponent with a whole value that a
-/// double holds exactly (`3.0`, `1e3`).
-pub(crate) fn integer(number: Number<'_>) -> Option<i128> {
-    const EXACT_MAX: f64 = 9_007_199_254_740_992.0;
-    if number.integral {
-        // 39 digits bound an i128; the parse refuses the rest.
-        return number.text.parse().ok();
-    }
-    let value: f64 = number.text.parse().ok()?;
-    (value.fract() == 0.0 && value.abs() <= EXACT_MAX).then_some(value as i128)
-}
-
 fn unfit(cursor: &Cursor<'_>, number: Number<'_>, name: &str) -> JsonError {
-    let shown: String = number.text.chars().take(32).collect();
-    cursor.error(format!("{shown} does not fit {name}"))
+    cursor.error(format!("{} does not fit {name}", number.shown()))
 }

@@ -5,6 +5,9 @@ use std::borrow::Cow;
 use engine::{Tensor, TensorData};
 use uuid::Uuid;
 
+use super::half::FP16;
+use super::raw::{raw_size, write_raw};
+
 /// What a response says, borrowed from the answer.
 pub(crate) struct Response<'a> {
     pub model: &'a str,
@@ -26,31 +29,40 @@ pub(crate) struct ResponseOutput<'a> {
     /// The model's own, or what classification made of it.
     pub tensor: Cow<'a, Tensor>,
     /// Asked for as binary, where the wire has the choice.
-    #[expect(
-        dead_code,
-        reason = "HTTP answers in JSON only, until it has the binary extension"
-    )]
     pub binary: bool,
 }
 
 /// Why an answer has no JSON form.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum EncodeError {
-    #[error("output `{output}` holds bytes that are not UTF-8, which JSON cannot carry")]
+    #[error(
+        "output `{output}` holds bytes that are not UTF-8, which JSON cannot carry: ask for it with `binary_data`"
+    )]
     NotText { output: Box<str> },
 }
 
-/// Writes the response as one JSON object.
+/// An encoded response.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Encoded {
+    /// One JSON object, then the binary outputs.
+    pub body: Vec<u8>,
+    /// The length of the JSON; `None` where no output is binary.
+    pub json_bytes: Option<usize>,
+}
+
+/// Writes the response as one JSON object, and after it the outputs that are wanted as binary.
 ///
 /// # Errors
-/// When an output of BYTES is not text.
-pub(crate) fn encode(response: &Response<'_>) -> Result<Vec<u8>, EncodeError> {
-    let elements: usize = response
-        .outputs
-        .iter()
-        .map(|output| output.tensor.data().len())
-        .sum();
-    let mut out = Vec::with_capacity(320 + 12 * elements);
+/// When an output of BYTES that is wanted as JSON is not text.
+pub(crate) fn encode(response: &Response<'_>) -> Result<Encoded, EncodeError> {
+    // More than a name, its keys and the numbers of the usual output take, so that one allocation
+    // is enough.
+    let space = |output: &ResponseOutput<'_>| match output.binary {
+        true => 128 + output.name.len() + raw_size(output.tensor.data()),
+        false => 128 + output.name.len() + 14 * output.tensor.data().len(),
+    };
+    let space: usize = response.outputs.iter().map(space).sum();
+    let mut out = Vec::with_capacity(320 + space);
     out.extend_from_slice(b"{\"model_name\":");
     string(&mut out, response.model);
     out.extend_from_slice(b",\"model_version\":");
@@ -65,10 +77,22 @@ pub(crate) fn encode(response: &Response<'_>) -> Result<Vec<u8>, EncodeError> {
         if k > 0 {
             out.push(b',');
         }
-        output(&mut out, item.name, &item.tensor)?;
+        output(&mut out, item)?;
     }
     out.extend_from_slice(b"]}");
-    Ok(out)
+    let mut binary = response
+        .outputs
+        .iter()
+        .filter(|output| output.binary)
+        .peekable();
+    let json_bytes = binary.peek().map(|_| out.len());
+    for output in binary {
+        write_raw(&mut out, output.tensor.data());
+    }
+    Ok(Encoded {
+        body: out,
+        json_bytes,
+    })
 }
 
 fn parameters(out: &mut Vec<u8>, response: &Response<'_>) {
@@ -98,40 +122,52 @@ fn parameters(out: &mut Vec<u8>, response: &Response<'_>) {
     }
 }
 
-fn output(out: &mut Vec<u8>, name: &str, tensor: &Tensor) -> Result<(), EncodeError> {
+fn output(out: &mut Vec<u8>, output: &ResponseOutput<'_>) -> Result<(), EncodeError> {
+    let tensor = &*output.tensor;
     out.extend_from_slice(b"{\"name\":");
-    string(out, name);
+    string(out, output.name);
     out.extend_from_slice(b",\"datatype\":\"");
     out.extend_from_slice(tensor.datatype().as_str().as_bytes());
     out.extend_from_slice(b"\",\"shape\":[");
-    list(out, tensor.shape(), plain);
+    list(out, tensor.shape(), integer);
+    if output.binary {
+        out.extend_from_slice(b"],\"parameters\":{\"binary_data_size\":");
+        integer(out, &raw_size(tensor.data()));
+        out.extend_from_slice(b"}}");
+        return Ok(());
+    }
     out.extend_from_slice(b"],\"data\":[");
     match tensor.data() {
-        TensorData::Bool(values) => list(out, values, plain),
-        TensorData::Uint8(values) => list(out, values, plain),
-        TensorData::Uint16(values) => list(out, values, plain),
-        TensorData::Uint32(values) => list(out, values, plain),
-        TensorData::Uint64(values) => list(out, values, plain),
-        TensorData::Int8(values) => list(out, values, plain),
-        TensorData::Int16(values) => list(out, values, plain),
-        TensorData::Int32(values) => list(out, values, plain),
-        TensorData::Int64(values) => list(out, values, plain),
-        TensorData::Fp16(bits) => list(out, bits, |out, &bits| float(out, half(bits))),
-        TensorData::Fp32(values) => list(out, values, |out, &value| float(out, value)),
-        TensorData::Fp64(values) => list(out, values, |out, &value| float(out, value)),
-        TensorData::Bytes(values) => {
-            let mut texts = Vec::with_capacity(values.len());
-            for value in values {
-                texts.push(
-                    std::str::from_utf8(value).map_err(|_| EncodeError::NotText {
-                        output: name.into(),
-                    })?,
-                );
-            }
-            list(out, &texts, |out, text| string(out, text));
-        }
+        TensorData::Bool(values) => list(out, values, |out, &value| {
+            out.extend_from_slice(if value { b"true" } else { b"false" });
+        }),
+        TensorData::Uint8(values) => list(out, values, integer),
+        TensorData::Uint16(values) => list(out, values, integer),
+        TensorData::Uint32(values) => list(out, values, integer),
+        TensorData::Uint64(values) => list(out, values, integer),
+        TensorData::Int8(values) => list(out, values, integer),
+        TensorData::Int16(values) => list(out, values, integer),
+        TensorData::Int32(values) => list(out, values, integer),
+        TensorData::Int64(values) => list(out, values, integer),
+        TensorData::Fp16(bits) => list(out, bits, |out, &bits| float(out, &FP16.widen(bits))),
+        TensorData::Fp32(values) => list(out, values, float),
+        TensorData::Fp64(values) => list(out, values, float),
+        TensorData::Bytes(values) => texts(out, output.name, values)?,
     }
     out.extend_from_slice(b"]}");
+    Ok(())
+}
+
+fn texts(out: &mut Vec<u8>, name: &str, values: &[Vec<u8>]) -> Result<(), EncodeError> {
+    for (k, value) in values.iter().enumerate() {
+        if k > 0 {
+            out.push(b',');
+        }
+        let text = std::str::from_utf8(value).map_err(|_| EncodeError::NotText {
+            output: name.into(),
+        })?;
+        string(out, text);
+    }
     Ok(())
 }
 
@@ -144,53 +180,30 @@ fn list<T>(out: &mut Vec<u8>, values: &[T], write: impl Fn(&mut Vec<u8>, &T)) {
     }
 }
 
-fn plain(out: &mut Vec<u8>, value: &impl serde::Serialize) {
-    serde_json::to_writer(out, value).expect("numbers and booleans can be written to memory");
+fn integer(out: &mut Vec<u8>, value: &(impl itoa::Integer + Copy)) {
+    out.extend_from_slice(itoa::Buffer::new().format(*value).as_bytes());
+}
+
+/// The shortest text that reads back to the same bits, or the bare token of what is no number, as
+/// the protocol's other servers write it.
+fn float(out: &mut Vec<u8>, value: &(impl zmij::Float + Copy)) {
+    let mut buffer = zmij::Buffer::new();
+    out.extend_from_slice(match buffer.format(*value) {
+        "inf" => b"Infinity",
+        "-inf" => b"-Infinity",
+        text => text.as_bytes(),
+    });
 }
 
 fn string(out: &mut Vec<u8>, text: &str) {
+    let is_plain = |byte: u8| byte >= 0x20 && byte != b'"' && byte != b'\\';
+    if text.bytes().all(is_plain) {
+        out.push(b'"');
+        out.extend_from_slice(text.as_bytes());
+        out.push(b'"');
+        return;
+    }
     serde_json::to_writer(out, text).expect("a string can be written to memory");
-}
-
-trait Float: Copy + serde::Serialize {
-    /// The bare token of a non-finite value, as the protocol's other servers write it.
-    fn token(self) -> Option<&'static [u8]>;
-}
-
-macro_rules! float_tokens {
-    ($($float:ty)*) => {
-        $(impl Float for $float {
-            fn token(self) -> Option<&'static [u8]> {
-                match self {
-                    value if value.is_finite() => None,
-                    value if value.is_nan() => Some(b"NaN"),
-                    value if value > 0.0 => Some(b"Infinity"),
-                    _ => Some(b"-Infinity"),
-                }
-            }
-        })*
-    };
-}
-float_tokens!(f32 f64);
-
-fn float(out: &mut Vec<u8>, value: impl Float) {
-    match value.token() {
-        Some(token) => out.extend_from_slice(token),
-        None => plain(out, &value),
-    }
-}
-
-/// The value of IEEE 754 half-precision bits, which single precision holds exactly.
-fn half(bits: u16) -> f32 {
-    let sign = if bits >> 15 == 1 { -1.0 } else { 1.0 };
-    let exponent = i32::from((bits >> 10) & 0x1f);
-    let fraction = f32::from(bits & 0x3ff);
-    match exponent {
-        0 => sign * fraction * 2_f32.powi(-24),
-        31 if fraction == 0.0 => sign * f32::INFINITY,
-        31 => f32::NAN,
-        exponent => sign * (1024.0 + fraction) * 2_f32.powi(exponent - 25),
-    }
 }
 
 #[cfg(test)]
@@ -221,7 +234,7 @@ mod tests {
     #[test]
     fn a_response_has_the_protocols_keys() {
         let tensor = Tensor::new(vec![2], TensorData::Fp32(vec![0.1, f32::NAN])).unwrap();
-        let plain = encode(&response(vec![("y", &tensor)])).unwrap();
+        let plain = encode(&response(vec![("y", &tensor)])).unwrap().body;
         assert_eq!(
             String::from_utf8(plain).unwrap(),
             r#"{"model_name":"m\"","model_version":"3","outputs":[{"name":"y","datatype":"FP32","shape":[2],"data":[0.1,NaN]}]}"#
@@ -234,7 +247,7 @@ mod tests {
             ..response(vec![])
         });
         assert_eq!(
-            String::from_utf8(full.unwrap()).unwrap(),
+            String::from_utf8(full.unwrap().body).unwrap(),
             concat!(
                 r#"{"model_name":"m\"","model_version":"3","id":"7","parameters":{"prediction_id":"#,
                 r#""00000000-0000-0000-0000-000000000000","fallback":true,"fallback_reason":"error","#,
@@ -250,17 +263,24 @@ mod tests {
     }
 
     #[test]
-    fn half_precision_is_exact() {
-        for (bits, value) in [
-            (0x3c00, 1.0),
-            (0xc000, -2.0),
-            (0x0001, 5.960_464_5e-8),
-            (0x7bff, 65504.0),
-            (0x8000, -0.0),
-        ] {
-            assert_eq!(half(bits).to_bits(), f32::to_bits(value));
-        }
-        assert!(half(0x7e00).is_nan() && half(0xfc00) == f32::NEG_INFINITY);
+    fn binary_outputs_follow_the_json_in_order() {
+        let floats = Tensor::new(vec![2], TensorData::Fp32(vec![1.0, -2.0])).unwrap();
+        let texts = Tensor::new(vec![1], TensorData::Bytes(vec![vec![0xff, 0]])).unwrap();
+        let whole = Tensor::new(vec![], TensorData::Int8(vec![-7])).unwrap();
+        let mut response = response(vec![("a", &texts), ("b", &whole), ("c", &floats)]);
+        response.outputs[0].binary = true;
+        response.outputs[2].binary = true;
+        let encoded = encode(&response).unwrap();
+        let json = concat!(
+            r#"{"model_name":"m\"","model_version":"3","outputs":["#,
+            r#"{"name":"a","datatype":"BYTES","shape":[1],"parameters":{"binary_data_size":6}},"#,
+            r#"{"name":"b","datatype":"INT8","shape":[],"data":[-7]},"#,
+            r#"{"name":"c","datatype":"FP32","shape":[2],"parameters":{"binary_data_size":8}}]}"#
+        );
+        assert_eq!(encoded.json_bytes, Some(json.len()));
+        let (head, tail) = encoded.body.split_at(json.len());
+        assert_eq!(std::str::from_utf8(head).unwrap(), json);
+        assert_eq!(tail, b"\x02\0\0\0\xff\0\0\0\x80\x3f\0\0\0\xc0");
     }
 
     proptest! {
@@ -269,7 +289,7 @@ mod tests {
             let singles = Tensor::new(vec![1], TensorData::Fp32(vec![single])).unwrap();
             let doubles = Tensor::new(vec![1], TensorData::Fp64(vec![double])).unwrap();
             let encoded = encode(&response(vec![("s", &singles), ("d", &doubles)])).unwrap();
-            let text = String::from_utf8(encoded).unwrap();
+            let text = String::from_utf8(encoded.body).unwrap();
             let number = |text: &str| text.split("\"data\":[").nth(1).unwrap().split(']').next().unwrap().to_owned();
             let (first, second) = text.split_once("\"name\":\"d\"").unwrap();
             let back: f32 = number(first).parse().unwrap();

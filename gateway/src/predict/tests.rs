@@ -184,7 +184,7 @@ impl Wire for Json {
     }
 
     fn encode(&self, response: &Response<'_>) -> Result<Vec<u8>, EncodeError> {
-        oip::encode(response)
+        Ok(oip::encode(response)?.body)
     }
 }
 

@@ -8,9 +8,17 @@ use engine::{
 };
 use featurestore::{FieldType, Service};
 
+use super::statistics::Statistics;
+
 /// Which session of each version a thread runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Seat(usize);
+
+impl Seat {
+    pub(super) fn index(self) -> usize {
+        self.0
+    }
+}
 
 /// How many threads run models.
 #[derive(Clone, Copy, Debug)]
@@ -65,6 +73,7 @@ pub(crate) struct LoadedVersion {
     pub service_id: Option<Arc<str>>,
     /// What callers send and get: with a service its request fields, else the model's own inputs.
     pub public: Signature,
+    pub statistics: Statistics,
     /// One for each seat. A thread uses its own seat only, so no lock is ever waited for; the mutex
     /// is what lends `&mut` through the shared table.
     sessions: Box<[Mutex<Session>]>,
@@ -113,6 +122,7 @@ impl LoadedVersion {
             parity: new.parity,
             service: new.service,
             public,
+            statistics: Statistics::new(seats.count()),
             sessions,
         })
     }

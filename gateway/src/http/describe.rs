@@ -1,0 +1,168 @@
+//! Answers about the server and its models: health, metadata, configuration, statistics, index.
+//!
+//! Each reads one snapshot of the model table and nothing else.
+
+use engine::Signature;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::status::Refusal;
+use crate::oip;
+use crate::route::{self, Target};
+use crate::serve::Core;
+use crate::table::{LoadedVersion, ServedModel, Totals};
+
+pub(super) fn model_names(core: &Core) -> Value {
+    let table = core.table.snapshot();
+    let models = table.iter().flat_map(|table| table.models());
+    let names: Vec<&str> = models.map(|model| &*model.name).collect();
+    json!({"models": names})
+}
+
+pub(super) fn model_metadata(core: &Core, target: &Target) -> Result<Value, Refusal> {
+    of_version(core, target, |model, version| {
+        let versions: Vec<String> = model.versions.keys().map(u32::to_string).collect();
+        oip::model_metadata(&model.name, &versions, &version.public)
+    })
+}
+
+pub(super) fn model_config(core: &Core, target: &Target) -> Result<Value, Refusal> {
+    of_version(core, target, |model, version| {
+        let signature: &Signature = &version.public;
+        oip::model_config(&model.name, signature, core.limits.rows_max)
+    })
+}
+
+/// Whether the version, or without one the model, answers now; false while the process ends.
+pub(super) fn model_ready(core: &Core, target: &Target) -> Result<bool, Refusal> {
+    of_version(core, target, |_, _| !core.is_draining())
+}
+
+fn of_version<T>(
+    core: &Core,
+    target: &Target,
+    answer: impl FnOnce(&ServedModel, &LoadedVersion) -> T,
+) -> Result<T, Refusal> {
+    let table = core.table.snapshot();
+    let model = route::model(table.as_deref(), target)?;
+    let version = route::named_or_champion(model, target)?;
+    Ok(answer(model, version))
+}
+
+/// The statistics of one version, under its name.
+#[derive(Serialize)]
+struct VersionStatistics<'a> {
+    name: &'a str,
+    version: &'a str,
+    #[serde(flatten)]
+    totals: Totals,
+}
+
+/// The statistics of one version, of one model's, or of all.
+pub(super) fn statistics(core: &Core, target: Option<&Target>) -> Result<Value, Refusal> {
+    let table = core.table.snapshot();
+    let versions: Vec<&LoadedVersion> = match target {
+        None => {
+            let models = table.iter().flat_map(|table| table.models());
+            models.flat_map(versions_of).collect()
+        }
+        Some(target) => {
+            let model = route::model(table.as_deref(), target)?;
+            match &target.version {
+                Some(version) => vec![&**route::named(model, target, version)?],
+                None => versions_of(model).collect(),
+            }
+        }
+    };
+    let statistics = versions.iter().map(|version| VersionStatistics {
+        name: &version.model,
+        version: &version.label,
+        totals: version.statistics.totals(),
+    });
+    Ok(json!({"model_stats": statistics.collect::<Vec<_>>()}))
+}
+
+fn versions_of(model: &ServedModel) -> impl Iterator<Item = &LoadedVersion> {
+    model.versions.values().map(|version| &**version)
+}
+
+/// What a repository index may be asked for.
+#[derive(Debug, Default, Deserialize)]
+struct IndexRequest {
+    /// Only versions that are ready.
+    #[serde(default)]
+    ready: bool,
+}
+
+/// Every loaded version, and what an alias names that is not loaded. There is one repository, so its
+/// name is not looked at.
+pub(super) fn repository_index(core: &Core, body: &[u8]) -> Result<Value, Refusal> {
+    let asked = match body {
+        [] => IndexRequest::default(),
+        body => serde_json::from_slice(body)
+            .map_err(|_| Refusal::settings("the body is no index request: `{\"ready\": bool}`"))?,
+    };
+    let table = core.table.snapshot();
+    let mut index = Vec::new();
+    for model in table.iter().flat_map(|table| table.models()) {
+        let name = &*model.name;
+        for version in model.versions.keys() {
+            let version = version.to_string();
+            index.push(json!({"name": name, "version": version, "state": "READY", "reason": ""}));
+        }
+        if asked.ready {
+            continue;
+        }
+        for (alias, version) in &model.aliases {
+            if !model.versions.contains_key(version) {
+                let reason = format!("not loaded, though alias `{alias}` names it");
+                let version = version.to_string();
+                index.push(json!({"name": name, "version": version, "state": "UNAVAILABLE", "reason": reason}));
+            }
+        }
+        if model.versions.is_empty() && model.aliases.is_empty() {
+            let reason = "no version is ready";
+            index.push(json!({"name": name, "state": "UNAVAILABLE", "reason": reason}));
+        }
+    }
+    Ok(Value::Array(index))
+}
+
+/// Traces are not offered: these are the settings of a server that takes none.
+pub(super) fn trace_settings() -> Value {
+    json!({
+        "trace_level": ["OFF"], "trace_rate": "1000", "trace_count": "-1",
+        "log_frequency": "0", "trace_file": "", "trace_mode": "triton",
+    })
+}
+
+/// The log goes to standard error; who starts the process says how much of it.
+pub(super) fn log_settings() -> Value {
+    let logs = |level| tracing::level_filters::LevelFilter::current() >= level;
+    json!({
+        "log_file": "", "log_format": "default", "log_verbose_level": 0,
+        "log_info": logs(tracing::Level::INFO),
+        "log_warning": logs(tracing::Level::WARN),
+        "log_error": logs(tracing::Level::ERROR),
+    })
+}
+
+/// Accepts an update that changes nothing: a setting to its value, or to `null`, its default.
+///
+/// # Errors
+/// When the update would change a setting, with `fixed` as the reason.
+pub(super) fn update(settings: Value, body: &[u8], fixed: &'static str) -> Result<Value, Refusal> {
+    let update: serde_json::Map<String, Value> = match body {
+        [] => serde_json::Map::new(),
+        body => serde_json::from_slice(body)
+            .map_err(|_| Refusal::settings("the body is no object of settings"))?,
+    };
+    for (name, value) in &update {
+        match settings.get(name) {
+            None => return Err(Refusal::settings("there is no such setting")),
+            Some(current) if value.is_null() || value == current => {}
+            Some(_) => return Err(Refusal::settings(fixed)),
+        }
+    }
+    Ok(settings)
+}
