@@ -6,6 +6,7 @@
 
 use std::time::{Duration, Instant};
 
+use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
 
 use crate::model::{EngineKind, LoadError, Model};
@@ -253,6 +254,8 @@ fn numbers(data: &TensorData) -> Option<Vec<f64>> {
     match data {
         TensorData::Fp32(values) => Some(values.iter().map(|&v| f64::from(v)).collect()),
         TensorData::Fp64(values) => Some(values.clone()),
+        TensorData::Fp16(bits) => Some(bits.iter().map(|&b| f16::from_bits(b).to_f64()).collect()),
+        TensorData::Bf16(bits) => Some(bits.iter().map(|&b| bf16::from_bits(b).to_f64()).collect()),
         _ => None,
     }
 }
@@ -299,18 +302,10 @@ fn sample_data(datatype: DataType, count: usize, random: &mut SplitMix) -> Tenso
         DataType::Int16 => small!(Int16, i16),
         DataType::Int32 => small!(Int32, i32),
         DataType::Int64 => small!(Int64, i64),
-        // Half-precision 1.0 and 2.0 in turn.
-        DataType::Fp16 => TensorData::Fp16(
-            (0..count)
-                .map(|_| {
-                    if random.next().is_multiple_of(2) {
-                        0x3c00
-                    } else {
-                        0x4000
-                    }
-                })
-                .collect(),
-        ),
+        DataType::Fp16 => TensorData::Fp16((0..count).map(|_| random.one_of(HALVES)).collect()),
+        DataType::Bf16 => {
+            TensorData::Bf16((0..count).map(|_| random.one_of(BRAIN_HALVES)).collect())
+        }
         DataType::Fp32 => TensorData::Fp32((0..count).map(|_| random.float() as f32).collect()),
         DataType::Fp64 => TensorData::Fp64((0..count).map(|_| random.float()).collect()),
         DataType::Bytes => TensorData::Bytes(
@@ -320,6 +315,11 @@ fn sample_data(datatype: DataType, count: usize, random: &mut SplitMix) -> Tenso
         ),
     }
 }
+
+/// 1.0 and 2.0 in half precision.
+const HALVES: [u16; 2] = [0x3c00, 0x4000];
+/// 1.0 and 2.0 in BF16.
+const BRAIN_HALVES: [u16; 2] = [0x3f80, 0x4000];
 
 /// SplitMix64 (Steele, Lea, Flood 2014): enough for samples, and the same on every machine.
 struct SplitMix(u64);
@@ -331,6 +331,10 @@ impl SplitMix {
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
+    }
+
+    fn one_of(&mut self, [a, b]: [u16; 2]) -> u16 {
+        if self.next().is_multiple_of(2) { a } else { b }
     }
 
     /// Uniform in -1 to 1.

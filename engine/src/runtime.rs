@@ -9,6 +9,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
+use half::{bf16, f16};
 use ort::environment::Environment;
 use ort::logging::LogLevel;
 use ort::session::builder::{GraphOptimizationLevel, PrepackedWeights};
@@ -199,7 +201,14 @@ fn into_ort(tensor: &Tensor) -> ort::Result<SessionInputValue<'_>> {
         TensorData::Int64(v) => TensorRef::from_array_view((shape, v.as_slice()))?.into(),
         TensorData::Fp32(v) => TensorRef::from_array_view((shape, v.as_slice()))?.into(),
         TensorData::Fp64(v) => TensorRef::from_array_view((shape, v.as_slice()))?.into(),
-        TensorData::Fp16(_) => return Err(ort::Error::new("inputs of FP16 are not supported")),
+        TensorData::Fp16(v) => {
+            let halves: &[f16] = v.reinterpret_cast();
+            TensorRef::from_array_view((shape, halves))?.into()
+        }
+        TensorData::Bf16(v) => {
+            let halves: &[bf16] = v.reinterpret_cast();
+            TensorRef::from_array_view((shape, halves))?.into()
+        }
         TensorData::Bytes(v) => {
             let text = v.iter().map(|bytes| String::from_utf8(bytes.clone()));
             let text = text
@@ -230,6 +239,14 @@ fn from_ort(value: &DynValue) -> ort::Result<Tensor> {
         Type::Int16 => copied!(Int16),
         Type::Int32 => copied!(Int32),
         Type::Int64 => copied!(Int64),
+        Type::Float16 => {
+            let (_, halves) = value.try_extract_tensor::<f16>()?;
+            TensorData::Fp16(halves.reinterpret_cast().to_vec())
+        }
+        Type::Bfloat16 => {
+            let (_, halves) = value.try_extract_tensor::<bf16>()?;
+            TensorData::Bf16(halves.reinterpret_cast().to_vec())
+        }
         Type::Float32 => copied!(Fp32),
         Type::Float64 => copied!(Fp64),
         Type::String => {

@@ -32,6 +32,8 @@ pub enum DataType {
     Int64,
     /// IEEE 754 half precision, kept as its bits.
     Fp16,
+    /// The upper half of single precision, kept as its bits.
+    Bf16,
     /// IEEE 754 single precision.
     Fp32,
     /// IEEE 754 double precision.
@@ -42,7 +44,7 @@ pub enum DataType {
 
 impl DataType {
     /// Every datatype.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Bool,
         Self::Uint8,
         Self::Uint16,
@@ -53,6 +55,7 @@ impl DataType {
         Self::Int32,
         Self::Int64,
         Self::Fp16,
+        Self::Bf16,
         Self::Fp32,
         Self::Fp64,
         Self::Bytes,
@@ -71,6 +74,7 @@ impl DataType {
             Self::Int32 => "INT32",
             Self::Int64 => "INT64",
             Self::Fp16 => "FP16",
+            Self::Bf16 => "BF16",
             Self::Fp32 => "FP32",
             Self::Fp64 => "FP64",
             Self::Bytes => "BYTES",
@@ -81,7 +85,7 @@ impl DataType {
     pub const fn bytes_per_element(self) -> Option<usize> {
         match self {
             Self::Bool | Self::Uint8 | Self::Int8 => Some(1),
-            Self::Uint16 | Self::Int16 | Self::Fp16 => Some(2),
+            Self::Uint16 | Self::Int16 | Self::Fp16 | Self::Bf16 => Some(2),
             Self::Uint32 | Self::Int32 | Self::Fp32 => Some(4),
             Self::Uint64 | Self::Int64 | Self::Fp64 => Some(8),
             Self::Bytes => None,
@@ -134,6 +138,8 @@ pub enum TensorData {
     Int64(Vec<i64>),
     /// `FP16`, as bits
     Fp16(Vec<u16>),
+    /// `BF16`, as bits
+    Bf16(Vec<u16>),
     /// `FP32`
     Fp32(Vec<f32>),
     /// `FP64`
@@ -148,7 +154,7 @@ impl TensorData {
         match self {
             Self::Bool(v) => v.len(),
             Self::Uint8(v) => v.len(),
-            Self::Uint16(v) | Self::Fp16(v) => v.len(),
+            Self::Uint16(v) | Self::Fp16(v) | Self::Bf16(v) => v.len(),
             Self::Uint32(v) => v.len(),
             Self::Uint64(v) => v.len(),
             Self::Int8(v) => v.len(),
@@ -179,6 +185,7 @@ impl TensorData {
             Self::Int32(_) => DataType::Int32,
             Self::Int64(_) => DataType::Int64,
             Self::Fp16(_) => DataType::Fp16,
+            Self::Bf16(_) => DataType::Bf16,
             Self::Fp32(_) => DataType::Fp32,
             Self::Fp64(_) => DataType::Fp64,
             Self::Bytes(_) => DataType::Bytes,

@@ -115,7 +115,8 @@ fn guarded<T>(work: impl FnOnce() -> TractResult<T>) -> Result<T, String> {
 
 fn unsupported(signature: &Signature) -> Option<&TensorSpec> {
     let mut specs = signature.inputs.iter().chain(&signature.outputs);
-    specs.find(|spec| spec.datatype == DataType::Bytes || spec.datatype == DataType::Fp16)
+    let unknown = [DataType::Bytes, DataType::Fp16, DataType::Bf16];
+    specs.find(|spec| unknown.contains(&spec.datatype))
 }
 
 fn into_tract(tensor: &OurTensor) -> TractResult<Tensor> {
@@ -132,7 +133,7 @@ fn into_tract(tensor: &OurTensor) -> TractResult<Tensor> {
         TensorData::Int64(v) => Tensor::from_shape(shape, v),
         TensorData::Fp32(v) => Tensor::from_shape(shape, v),
         TensorData::Fp64(v) => Tensor::from_shape(shape, v),
-        TensorData::Fp16(_) | TensorData::Bytes(_) => {
+        TensorData::Fp16(_) | TensorData::Bf16(_) | TensorData::Bytes(_) => {
             refuse(format!("unexpected {}", tensor.datatype()))
         }
     }

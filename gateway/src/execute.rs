@@ -246,6 +246,7 @@ fn no_elements(datatype: engine::DataType) -> TensorData {
         DataType::Int32 => TensorData::Int32(vec![]),
         DataType::Int64 => TensorData::Int64(vec![]),
         DataType::Fp16 => TensorData::Fp16(vec![]),
+        DataType::Bf16 => TensorData::Bf16(vec![]),
         DataType::Fp32 => TensorData::Fp32(vec![]),
         DataType::Fp64 => TensorData::Fp64(vec![]),
         DataType::Bytes => TensorData::Bytes(vec![]),
@@ -277,6 +278,7 @@ fn is_finite(tensor: &Tensor) -> bool {
         TensorData::Fp32(values) => values.iter().all(|value| value.is_finite()),
         TensorData::Fp64(values) => values.iter().all(|value| value.is_finite()),
         TensorData::Fp16(bits) => bits.iter().all(|bits| bits & 0x7c00 != 0x7c00),
+        TensorData::Bf16(bits) => bits.iter().all(|bits| bits & 0x7f80 != 0x7f80),
         _ => true,
     }
 }

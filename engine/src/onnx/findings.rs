@@ -130,6 +130,7 @@ fn datatype(number: i64) -> Option<DataType> {
         11 => DataType::Fp64,
         12 => DataType::Uint32,
         13 => DataType::Uint64,
+        16 => DataType::Bf16,
         _ => return None,
     })
 }

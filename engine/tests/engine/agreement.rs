@@ -425,3 +425,43 @@ fn passing(onnx: DataType) -> OnnxFile {
     assert!(!file.bytes().is_empty() && ModelProto::decode(&file.bytes()[..]).is_ok());
     file
 }
+
+#[test]
+fn half_precision_goes_through_onnx_runtime_to_the_bit() {
+    let cast = |from: &str, to: &str, datatype: DataType| {
+        let mut cast = node("Cast", &[from], &[to]);
+        cast.attribute = vec![int("to", (datatype as i32).into())];
+        cast
+    };
+    let file = check(&model(GraphProto {
+        name: "halves".into(),
+        node: vec![
+            cast("half", "from_half", DataType::Float),
+            cast("brain", "from_brain", DataType::Float),
+            cast("single", "to_half", DataType::Float16),
+            cast("single", "to_brain", DataType::Bfloat16),
+        ],
+        input: vec![
+            value("half", DataType::Float16, &[-1]),
+            value("brain", DataType::Bfloat16, &[-1]),
+            value("single", DataType::Float, &[-1]),
+        ],
+        output: vec![
+            value("from_half", DataType::Float, &[-1]),
+            value("from_brain", DataType::Float, &[-1]),
+            value("to_half", DataType::Float16, &[-1]),
+            value("to_brain", DataType::Bfloat16, &[-1]),
+        ],
+        ..Default::default()
+    }))
+    .unwrap();
+    let Some(mut session) = session(&file, EngineKind::OnnxRuntime) else {
+        return;
+    };
+    let flat = |data: TensorData| Tensor::new(vec![data.len()], data).unwrap();
+    let half = || flat(TensorData::Fp16(vec![0x3c00, 0xc500]));
+    let brain = || flat(TensorData::Bf16(vec![0x3f80, 0xc0a0]));
+    let single = || flat(TensorData::Fp32(vec![1.0, -5.0]));
+    let outputs = session.run(&[half(), brain(), single()]).unwrap();
+    assert_eq!(outputs, [single(), single(), half(), brain()]);
+}

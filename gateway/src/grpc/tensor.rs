@@ -72,6 +72,7 @@ fn from_raw(datatype: DataType, raw: &[u8]) -> Result<TensorData, String> {
         DataType::Int32 => TensorData::Int32(numbers!(i32)),
         DataType::Int64 => TensorData::Int64(numbers!(i64)),
         DataType::Fp16 => TensorData::Fp16(numbers!(u16)),
+        DataType::Bf16 => TensorData::Bf16(numbers!(u16)),
         DataType::Fp32 => TensorData::Fp32(numbers!(f32)),
         DataType::Fp64 => TensorData::Fp64(numbers!(f64)),
         DataType::Bytes => TensorData::Bytes(texts(raw)?),
@@ -127,7 +128,9 @@ fn from_typed(datatype: DataType, contents: InferTensorContents) -> Result<Tenso
         DataType::Int16 => TensorData::Int16(narrow(&contents.int_contents, datatype)?),
         DataType::Int32 => TensorData::Int32(contents.int_contents),
         DataType::Int64 => TensorData::Int64(contents.int64_contents),
-        DataType::Fp16 => return Err("FP16 has raw contents only".to_owned()),
+        DataType::Fp16 | DataType::Bf16 => {
+            return Err(format!("{datatype} has raw contents only"));
+        }
         DataType::Fp32 => TensorData::Fp32(contents.fp32_contents),
         DataType::Fp64 => TensorData::Fp64(contents.fp64_contents),
         DataType::Bytes => TensorData::Bytes(contents.bytes_contents),
@@ -151,7 +154,9 @@ pub(super) fn encode(data: &TensorData) -> Vec<u8> {
     match data {
         TensorData::Bool(values) => values.iter().map(|&value| u8::from(value)).collect(),
         TensorData::Uint8(values) => values.clone(),
-        TensorData::Uint16(values) | TensorData::Fp16(values) => bytes!(values),
+        TensorData::Uint16(values) | TensorData::Fp16(values) | TensorData::Bf16(values) => {
+            bytes!(values)
+        }
         TensorData::Uint32(values) => bytes!(values),
         TensorData::Uint64(values) => bytes!(values),
         TensorData::Int8(values) => bytes!(values),

@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 
 use engine::{DataType, Tensor, TensorData, TensorSpec};
 
-use super::half::FP16;
+use super::half::{BF16, FP16};
 
 /// An output that has no classes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -43,6 +43,10 @@ pub(crate) fn classify(
         TensorData::Int64(values) => ranked(values, classes, count),
         TensorData::Fp16(bits) => {
             let values: Vec<f32> = bits.iter().map(|&bits| FP16.widen(bits)).collect();
+            ranked(&values, classes, count)
+        }
+        TensorData::Bf16(bits) => {
+            let values: Vec<f32> = bits.iter().map(|&bits| BF16.widen(bits)).collect();
             ranked(&values, classes, count)
         }
         TensorData::Fp32(values) => ranked(values, classes, count),

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use engine::{DataType, TensorData};
 
-use super::half::{FP16, Half};
+use super::half::{BF16, FP16, Half};
 use super::json::{Cursor, JsonError, Number};
 
 /// Axes that a tensor may have.
@@ -33,6 +33,7 @@ pub(crate) fn read_data(
         DataType::Fp64 => TensorData::Fp64(read(cursor, shape)?),
         DataType::Bytes => TensorData::Bytes(read(cursor, shape)?),
         DataType::Fp16 => TensorData::Fp16(read_halves(cursor, shape, FP16)?),
+        DataType::Bf16 => TensorData::Bf16(read_halves(cursor, shape, BF16)?),
     })
 }
 

@@ -14,19 +14,26 @@ pub(crate) const FP16: Half = Half {
     bias: 15,
 };
 
+/// The upper half of single precision.
+pub(crate) const BF16: Half = Half {
+    fraction_bits: 7,
+    bias: 127,
+};
+
 impl Half {
     /// The value of some bits.
     pub(crate) fn widen(self, bits: u16) -> f32 {
         let one = 1_u16 << self.fraction_bits;
-        let fraction = f32::from(bits & (one - 1));
+        let fraction = f64::from(bits & (one - 1));
         let sign = if bits >> 15 == 1 { -1.0 } else { 1.0 };
         let exponent = i32::from((bits & 0x7fff) >> self.fraction_bits);
         match exponent {
-            0 => sign * fraction * 2_f32.powi(self.lowest()),
+            0 => sign * (fraction * 2_f64.powi(self.lowest())) as f32,
             exponent if exponent > 2 * self.bias && fraction == 0.0 => sign * f32::INFINITY,
             exponent if exponent > 2 * self.bias => f32::NAN,
             exponent => {
-                sign * (f32::from(one) + fraction) * 2_f32.powi(self.lowest() + exponent - 1)
+                let unit = 2_f64.powi(self.lowest() + exponent - 1);
+                sign * ((f64::from(one) + fraction) * unit) as f32
             }
         }
     }
@@ -76,6 +83,20 @@ mod tests {
             assert_eq!(FP16.widen(bits).to_bits(), f32::to_bits(value));
         }
         assert!(FP16.widen(0x7e00).is_nan() && FP16.widen(0xfc00) == f32::NEG_INFINITY);
+    }
+
+    #[test]
+    fn a_bf16_is_the_upper_half_of_single_precision() {
+        for bits in 0..=u16::MAX {
+            let single = f32::from_bits(u32::from(bits) << 16);
+            if single.is_nan() {
+                assert!(BF16.widen(bits).is_nan());
+                continue;
+            }
+            assert_eq!(BF16.widen(bits).to_bits(), single.to_bits());
+            assert_eq!(BF16.narrow(single.into()), Some(bits));
+        }
+        assert_eq!(BF16.narrow(f32::MAX.into()), None);
     }
 
     #[test]

@@ -49,6 +49,7 @@ pub(crate) fn read_raw(datatype: DataType, raw: &[u8]) -> Result<TensorData, Raw
         DataType::Int32 => TensorData::Int32(numbers!(i32)),
         DataType::Int64 => TensorData::Int64(numbers!(i64)),
         DataType::Fp16 => TensorData::Fp16(numbers!(u16)),
+        DataType::Bf16 => TensorData::Bf16(numbers!(u16)),
         DataType::Fp32 => TensorData::Fp32(numbers!(f32)),
         DataType::Fp64 => TensorData::Fp64(numbers!(f64)),
         DataType::Bytes => TensorData::Bytes(texts(raw)?),
@@ -96,7 +97,9 @@ pub(crate) fn write_raw(out: &mut Vec<u8>, data: &TensorData) {
     match data {
         TensorData::Bool(values) => out.extend(values.iter().map(|&value| u8::from(value))),
         TensorData::Uint8(values) => out.extend_from_slice(values),
-        TensorData::Uint16(values) | TensorData::Fp16(values) => numbers!(values, u16),
+        TensorData::Uint16(values) | TensorData::Fp16(values) | TensorData::Bf16(values) => {
+            numbers!(values, u16)
+        }
         TensorData::Uint32(values) => numbers!(values, u32),
         TensorData::Uint64(values) => numbers!(values, u64),
         TensorData::Int8(values) => numbers!(values, i8),

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use engine::{Tensor, TensorData};
 use uuid::Uuid;
 
-use super::half::FP16;
+use super::half::{BF16, FP16};
 use super::raw::{raw_size, write_raw};
 
 /// What a response says, borrowed from the answer.
@@ -150,6 +150,7 @@ fn output(out: &mut Vec<u8>, output: &ResponseOutput<'_>) -> Result<(), EncodeEr
         TensorData::Int32(values) => list(out, values, integer),
         TensorData::Int64(values) => list(out, values, integer),
         TensorData::Fp16(bits) => list(out, bits, |out, &bits| float(out, &FP16.widen(bits))),
+        TensorData::Bf16(bits) => list(out, bits, |out, &bits| float(out, &BF16.widen(bits))),
         TensorData::Fp32(values) => list(out, values, float),
         TensorData::Fp64(values) => list(out, values, float),
         TensorData::Bytes(values) => texts(out, output.name, values)?,

@@ -100,6 +100,8 @@ fn values_that_fit_are_exact() {
     }
     let half = one_input("[4]", "FP16", "[1,-0.5,65504,Infinity]").unwrap();
     assert_eq!(half, TensorData::Fp16(vec![0x3c00, 0xb800, 0x7bff, 0x7c00]));
+    let brain = one_input("[3]", "BF16", "[1,-0.5,Infinity]").unwrap();
+    assert_eq!(brain, TensorData::Bf16(vec![0x3f80, 0xbf00, 0x7f80]));
     let nan = one_input("[1]", "FP64", "[NaN]").unwrap();
     assert!(matches!(nan, TensorData::Fp64(values) if values[0].is_nan()));
 }
@@ -124,6 +126,7 @@ fn values_that_do_not_fit_are_refused() {
         ("[1]", "BYTES", "[1]"),
         ("[1]", "FP16", "[65520]"),
         ("[1]", "FP16", "[1e300]"),
+        ("[1]", "BF16", "[3.4e38]"),
         ("[1]", "fp32", "[1]"),
         ("[2]", "FP32", "[1]"),
         ("[1]", "FP32", "[1,2]"),
