@@ -316,6 +316,32 @@ impl Registry {
     }
 }
 
+/// Aliases that new versions take, in one generation.
+pub(crate) struct Appointment<'a> {
+    pub(crate) model: &'a ModelName,
+    pub(crate) expected_champion: Option<Version>,
+    pub(crate) aliases: Vec<(AliasName, Version)>,
+    pub(crate) reason: &'a str,
+    pub(crate) at_ms: i64,
+}
+
+/// Points aliases at versions, whatever they point at now, unless the champion has changed.
+pub(crate) async fn appoint(
+    connection: &mut SqliteConnection,
+    appointment: Appointment<'_>,
+) -> Result<(), AliasError> {
+    let model = appointment.model;
+    let champion = AliasName::champion();
+    let mut writer = Writer::new(connection, model).await?;
+    let found = writer.current(&champion).await?;
+    expect(model, &champion, appointment.expected_champion, found)?;
+    for (alias, version) in &appointment.aliases {
+        writer.set(alias, Some(*version)).await?;
+    }
+    writer.write(appointment.reason, appointment.at_ms).await?;
+    Ok(())
+}
+
 /// The changes of one generation: collected, then written together.
 struct Writer<'a> {
     connection: &'a mut SqliteConnection,

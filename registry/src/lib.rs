@@ -26,7 +26,8 @@ pub use artifact::{ARTIFACT_BYTES_MAX, ArtifactError};
 pub use decision::{Decision, DecisionError, NewDecision};
 pub use lineage::Lineage;
 pub use model::{
-    DatasetUse, ModelSummary, ModelVersion, NewVersion, RegisterError, UnknownModel, UnknownVersion,
+    DatasetUse, ModelSummary, ModelVersion, NewVersion, RegisterError, Registration, UnknownModel,
+    UnknownVersion,
 };
 pub use names::{AliasName, Digest, ModelName, NameError, RunId, Version};
 pub use open::{DatabaseError, LookupError, OpenError, Registry, RegistryOptions};

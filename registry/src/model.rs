@@ -7,11 +7,12 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, SqliteConnection};
 use thiserror::Error;
 
+use crate::alias::{Appointment, appoint};
 use crate::open::{json, parsed, parsed_option};
 use crate::run::{Ending, end_run, expect_running};
 use crate::{
-    ArtifactError, DatabaseError, Digest, LookupError, ModelName, Registry, RunEnded, RunId,
-    RunStatus, UnknownRun, Version,
+    AliasError, AliasName, ArtifactError, DatabaseError, Digest, LookupError, ModelName, Registry,
+    RunEnded, RunId, RunStatus, UnknownRun, Version,
 };
 
 /// What a version is made of.
@@ -46,6 +47,27 @@ pub struct DatasetUse {
     pub dataset: i64,
     /// What for: `training`, `validation`, `baseline`, …
     pub role: String,
+}
+
+/// What a run that ends well brings into the registry: its versions, and the aliases that they take.
+#[derive(Debug, Clone)]
+pub struct Registration<'a> {
+    /// The run, still running.
+    pub run: &'a RunId,
+    /// The model of the run and of its versions.
+    pub model: &'a ModelName,
+    /// At least one.
+    pub versions: Vec<NewVersion>,
+    /// Each alias and the place in `versions` of the one that takes it.
+    pub aliases: Vec<(AliasName, usize)>,
+    /// The champion that the versions were compared with; `None` where there was none.
+    pub expected_champion: Option<Version>,
+    /// Why, for the history of the aliases.
+    pub reason: &'a str,
+    /// When the aliases change.
+    pub at_ms: i64,
+    /// When the run ends.
+    pub ended_ms: i64,
 }
 
 /// An immutable version.
@@ -139,6 +161,9 @@ pub enum RegisterError {
     /// No such model.
     #[error(transparent)]
     UnknownModel(#[from] UnknownModel),
+    /// The aliases were not to be had.
+    #[error(transparent)]
+    Alias(#[from] AliasError),
     /// The database failed.
     #[error(transparent)]
     Database(#[from] DatabaseError),
@@ -195,26 +220,39 @@ impl Registry {
         Ok(version)
     }
 
-    /// Registers all versions that a run made and ends the run as finished, with an outcome such
-    /// as `registered v4, v5`, in one transaction: a killed trainer leaves either a finished run
-    /// with all its versions or a running one with none.
+    /// Registers all versions that a run made, points the aliases at them and ends the run as
+    /// finished, with an outcome such as `registered v4, v5`, in one transaction: a killed trainer
+    /// leaves either a finished run with all that it earned or a running one with nothing. Returns
+    /// the versions in their order.
     ///
     /// # Errors
-    /// As [`Registry::register_version`] and [`Registry::finish_run`].
+    /// As [`Registry::register_version`] and [`Registry::finish_run`]; [`AliasError::Conflict`] if
+    /// the champion is not the expected one.
     pub async fn register_and_finish(
         &self,
-        run: &RunId,
-        versions: Vec<NewVersion>,
-        at_ms: i64,
+        registration: Registration<'_>,
     ) -> Result<Vec<ModelVersion>, RegisterError> {
-        for new in &versions {
+        let Registration { run, model, .. } = registration;
+        for new in &registration.versions {
             self.get_artifact(&new.artifact).await?;
         }
         let mut transaction = self.write().await?;
-        let mut registered = Vec::with_capacity(versions.len());
-        for new in versions {
+        let mut registered = Vec::with_capacity(registration.versions.len());
+        for new in registration.versions {
             registered.push(insert_version(&mut transaction, new).await?);
         }
+        let aliases = registration
+            .aliases
+            .into_iter()
+            .filter_map(|(alias, place)| Some((alias, registered.get(place)?.version)));
+        let appointment = Appointment {
+            model,
+            expected_champion: registration.expected_champion,
+            aliases: aliases.collect(),
+            reason: registration.reason,
+            at_ms: registration.at_ms,
+        };
+        appoint(&mut transaction, appointment).await?;
         let numbers: Vec<String> = registered
             .iter()
             .map(|v| format!("v{}", v.version))
@@ -224,7 +262,7 @@ impl Registry {
         let ending = Ending {
             status: RunStatus::Finished,
             outcome: &outcome,
-            at_ms,
+            at_ms: registration.ended_ms,
         };
         end_run(&mut transaction, run, ending).await?;
         transaction.commit().await?;

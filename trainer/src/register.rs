@@ -1,23 +1,20 @@
 //! Bringing a challenger that passed into the registry: artifacts, versions with their lineage,
 //! aliases.
 //!
-//! Versions and the end of their run are one transaction, so a killed trainer leaves all or none
-//! of them. The champion's alias is set last: whoever sees a champion sees its fallback too.
+//! Versions, aliases and the end of their run are one transaction, so a killed trainer leaves all
+//! or none of them, and whoever sees a champion sees its fallback too.
 
 use std::collections::BTreeMap;
 
 use registry::{
-    AliasChange, AliasError, AliasName, ArtifactError, DatasetUse, LookupError, ModelName,
-    NewVersion, Promotion, RegisterError as VersionError, Registry, Release, RunId, Version,
+    AliasName, ArtifactError, DatasetUse, ModelName, NewVersion, RegisterError as VersionError,
+    Registration, Registry, RunId, Version,
 };
 use thiserror::Error;
 
 use crate::candidate::Candidate;
 use crate::gates::Passed;
 use crate::score::Scores;
-
-/// How often an alias is set again after another writer was quicker.
-const ALIAS_ATTEMPTS: usize = 3;
 
 /// What versions are registered under.
 pub(crate) struct Origin {
@@ -48,7 +45,7 @@ pub(crate) struct Registered {
     pub(crate) first: bool,
 }
 
-/// Why nothing, or not all, was registered.
+/// Why nothing was registered.
 #[derive(Debug, Error)]
 pub(crate) enum RegisterError {
     /// A model file was not stored.
@@ -57,15 +54,9 @@ pub(crate) enum RegisterError {
     /// The versions were not registered.
     #[error(transparent)]
     Version(#[from] VersionError),
-    /// An alias was not set.
-    #[error(transparent)]
-    Alias(#[from] AliasError),
-    /// The release could not be read.
-    #[error(transparent)]
-    Lookup(#[from] LookupError),
 }
 
-/// Registers what passed, ends the run, and points the aliases at it.
+/// Registers what passed, points the aliases at it and ends the run, all or nothing.
 pub(crate) async fn register(
     registry: &Registry,
     origin: &Origin,
@@ -73,40 +64,33 @@ pub(crate) async fn register(
 ) -> Result<Registered, RegisterError> {
     let first = passed.against.is_none();
     let mut versions = vec![new_version(registry, origin, "boosted", &passed.challenger).await?];
+    let mut aliases = vec![];
     if let Some(simple) = &passed.simple {
         versions.push(new_version(registry, origin, "logistic", simple).await?);
+        aliases.push((AliasName::simple(), 1));
     }
-    let registered = registry
-        .register_and_finish(&origin.run, versions, origin.ended_ms)
-        .await?;
-    let registered = Registered {
+    if first {
+        aliases.push((AliasName::champion(), 0));
+        aliases.extend(passed.simple.as_ref().map(|_| (AliasName::fallback(), 1)));
+    } else {
+        aliases.push((AliasName::challenger(), 0));
+    }
+    let registration = Registration {
+        run: &origin.run,
+        model: &origin.model,
+        versions,
+        aliases,
+        expected_champion: passed.against,
+        reason: &format!("run {} passed its gates", origin.run),
+        at_ms: origin.as_of_ms,
+        ended_ms: origin.ended_ms,
+    };
+    let registered = registry.register_and_finish(registration).await?;
+    Ok(Registered {
         challenger: registered[0].version,
         simple: registered.get(1).map(|simple| simple.version),
         first,
-    };
-    let aliases = Aliases { registry, origin };
-    let simple = AliasName::simple();
-    if let Some(version) = registered.simple {
-        aliases.point(&simple, version).await?;
-    }
-    if first {
-        if let Some(version) = registered.simple {
-            aliases.point(&AliasName::fallback(), version).await?;
-        }
-        let promotion = Promotion {
-            model: &origin.model,
-            challenger: registered.challenger,
-            expected_champion: None,
-            reason: &aliases.reason(),
-            at_ms: origin.as_of_ms,
-        };
-        registry.promote(promotion).await?;
-    } else {
-        aliases
-            .point(&AliasName::challenger(), registered.challenger)
-            .await?;
-    }
-    Ok(registered)
+    })
 }
 
 async fn new_version(
@@ -138,38 +122,4 @@ async fn new_version(
         ),
         at_ms: origin.as_of_ms,
     })
-}
-
-/// Sets aliases of the model on behalf of the run.
-struct Aliases<'a> {
-    registry: &'a Registry,
-    origin: &'a Origin,
-}
-
-impl Aliases<'_> {
-    fn reason(&self) -> String {
-        format!("run {} passed its gates", self.origin.run)
-    }
-
-    /// Points an alias at a version, from wherever it points now.
-    async fn point(&self, alias: &AliasName, version: Version) -> Result<(), RegisterError> {
-        let reason = self.reason();
-        let mut attempt = 1;
-        loop {
-            let release: Release = self.registry.release(&self.origin.model).await?;
-            let change = AliasChange {
-                model: &self.origin.model,
-                alias,
-                expected: release.get(alias),
-                to: Some(version),
-                reason: &reason,
-                at_ms: self.origin.as_of_ms,
-            };
-            match self.registry.set_alias(change).await {
-                Err(AliasError::Conflict { .. }) if attempt < ALIAS_ATTEMPTS => attempt += 1,
-                Err(error) => return Err(error.into()),
-                Ok(_) => return Ok(()),
-            }
-        }
-    }
 }

@@ -9,7 +9,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use featurestore::{DefinitionError, Definitions, Service};
-use registry::{AliasName, LookupError, ModelName, RunStatus, Version};
+use registry::{
+    AliasError, AliasName, LookupError, ModelName, RegisterError as VersionError, RunStatus,
+    Version,
+};
 use thiserror::Error;
 
 use crate::candidate::{Candidate, score_registered};
@@ -242,7 +245,7 @@ impl Active<'_> {
     /// Registers what passed, unless the champion changed meanwhile; records the decision.
     async fn conclude(&self, judgement: Judgement, origin: &Origin) -> Result<Ended, RunError> {
         let Judgement {
-            mut verdicts,
+            verdicts,
             metrics,
             result,
         } = judgement;
@@ -259,24 +262,38 @@ impl Active<'_> {
                 return Ok(Ended::Rejected(verdict));
             }
         };
-        let champion = self
-            .journal
-            .registry
-            .release(&self.order.model)
-            .await?
-            .champion();
-        if champion != passed.against {
-            let verdict = Verdict::champion_changed(passed.against, champion);
-            verdicts.push(verdict.clone());
-            self.journal.decide("rejected", &verdict, &verdicts).await?;
-            return Ok(Ended::Rejected(verdict));
+        let release = self.journal.registry.release(&self.order.model).await?;
+        if release.champion() != passed.against {
+            return self
+                .overtaken(verdicts, passed.against, release.champion())
+                .await;
         }
         self.journal
             .decide("passed", &verdicts[0].clone(), &verdicts)
             .await?;
-        Ok(Ended::Registered(
-            register(&self.journal.registry, origin, passed).await?,
-        ))
+        let against = passed.against;
+        match register(&self.journal.registry, origin, passed).await {
+            Ok(registered) => Ok(Ended::Registered(registered)),
+            // Another came in between: nothing was registered.
+            Err(RegisterError::Version(VersionError::Alias(AliasError::Conflict {
+                found,
+                ..
+            }))) => self.overtaken(verdicts, against, found).await,
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Rejects a challenger that beat a champion of the past.
+    async fn overtaken(
+        &self,
+        mut verdicts: Vec<Verdict>,
+        judged: Option<Version>,
+        now: Option<Version>,
+    ) -> Result<Ended, RunError> {
+        let verdict = Verdict::champion_changed(judged, now);
+        verdicts.push(verdict.clone());
+        self.journal.decide("rejected", &verdict, &verdicts).await?;
+        Ok(Ended::Rejected(verdict))
     }
 
     fn check_stop(&self) -> Result<(), LearnError> {

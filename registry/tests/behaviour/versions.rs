@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use registry::{
-    AliasName, Dataset, DatasetUse, Digest, LookupError, Metric, Promotion, RegisterError,
-    RunStatus,
+    AliasError, AliasName, Dataset, DatasetUse, Digest, LookupError, Metric, NewVersion, Promotion,
+    RegisterError, Registration, RunStatus,
 };
 use serde_json::json;
 use tokio::task::JoinSet;
@@ -144,36 +144,91 @@ async fn what_a_version_refers_to_must_exist() {
     assert_eq!(registry.versions(&model()).await.unwrap(), []);
 }
 
+fn registration<'a>(
+    run: &'a registry::RunId,
+    model: &'a registry::ModelName,
+    versions: Vec<NewVersion>,
+) -> Registration<'a> {
+    Registration {
+        run,
+        model,
+        versions,
+        aliases: vec![],
+        expected_champion: None,
+        reason: "passed its gates",
+        at_ms: 8,
+        ended_ms: 9,
+    }
+}
+
 #[tokio::test]
 async fn a_run_registers_all_its_versions_and_ends_or_does_neither() {
     let fixture = Fixture::new().await;
-    let registry = &fixture.registry;
+    let (registry, model) = (&fixture.registry, model());
     let run = fixture.start("train", None).await;
     let good = fixture.new_version(1, Some(run.clone())).await;
     let mut bad = fixture.new_version(2, Some(run.clone())).await;
     bad.metrics.insert("auc".to_owned(), f64::INFINITY);
 
-    let both = vec![good.clone(), bad];
-    registry
-        .register_and_finish(&run, both, 9)
-        .await
-        .unwrap_err();
-    assert_eq!(registry.versions(&model()).await.unwrap(), []);
-    assert_eq!(registry.running(&model()).await.unwrap().len(), 1);
+    let both = registration(&run, &model, vec![good.clone(), bad]);
+    registry.register_and_finish(both).await.unwrap_err();
+    assert_eq!(registry.versions(&model).await.unwrap(), []);
+    assert_eq!(registry.running(&model).await.unwrap().len(), 1);
 
     let second = fixture.new_version(2, Some(run.clone())).await;
-    let versions = vec![good.clone(), second];
-    let registered = registry
-        .register_and_finish(&run, versions, 9)
-        .await
-        .unwrap();
+    let both = registration(&run, &model, vec![good.clone(), second]);
+    let registered = registry.register_and_finish(both).await.unwrap();
     assert_eq!(registered.len(), 2);
     let summary = registry.run(&run).await.unwrap().summary;
     assert_eq!(summary.status, RunStatus::Finished);
     assert_eq!(summary.outcome.as_deref(), Some("registered v1, v2"));
-    let again = registry.register_and_finish(&run, vec![good], 9).await;
+    let again = registration(&run, &model, vec![good]);
+    let again = registry.register_and_finish(again).await;
     assert!(matches!(again, Err(RegisterError::RunEnded(_))));
-    assert_eq!(registry.versions(&model()).await.unwrap().len(), 2);
+    assert_eq!(registry.versions(&model).await.unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn versions_take_their_aliases_as_they_are_registered_or_are_not_registered() {
+    let fixture = Fixture::new().await;
+    let (registry, model) = (&fixture.registry, model());
+    let run = fixture.start("first", None).await;
+    let first = fixture.new_version(1, Some(run.clone())).await;
+    let simple = fixture.new_version(2, Some(run.clone())).await;
+    let mut both = registration(&run, &model, vec![first, simple]);
+    both.aliases = vec![(AliasName::champion(), 0), (AliasName::fallback(), 1)];
+    registry.register_and_finish(both).await.unwrap();
+    let release = registry.release(&model).await.unwrap();
+    assert_eq!(
+        (release.champion(), release.fallback(), release.generation),
+        (Some(1), Some(2), 1)
+    );
+
+    let run = fixture.start("second", None).await;
+    let next = fixture.new_version(3, Some(run.clone())).await;
+    let mut challenger = registration(&run, &model, vec![next]);
+    challenger.aliases = vec![(AliasName::challenger(), 0)];
+    let against_another = Registration {
+        expected_champion: Some(2),
+        ..challenger.clone()
+    };
+    let refused = registry.register_and_finish(against_another).await;
+    assert!(
+        matches!(
+            refused,
+            Err(RegisterError::Alias(AliasError::Conflict { .. }))
+        ),
+        "{refused:?}"
+    );
+    assert_eq!(registry.versions(&model).await.unwrap().len(), 2);
+    assert_eq!(registry.running(&model).await.unwrap().len(), 1);
+    challenger.expected_champion = Some(1);
+    registry.register_and_finish(challenger).await.unwrap();
+    let release = registry.release(&model).await.unwrap();
+    assert_eq!(
+        (release.champion(), release.challenger()),
+        (Some(1), Some(3))
+    );
 }
 
 #[tokio::test]
@@ -203,7 +258,7 @@ async fn lineage_tells_rows_trigger_decisions_and_service_of_a_version() {
         role: "training".to_owned(),
     }];
     registry
-        .register_and_finish(&trial, vec![version], 8)
+        .register_and_finish(registration(&trial, &model(), vec![version]))
         .await
         .unwrap();
     let mut promoted = new_decision("promotion", json!({"soak": "passed"}));
