@@ -5,20 +5,25 @@
 //! Trap: `ort` panics where its library is missing or too old; nothing of `ort` is called before
 //! the library is known to be good. Older than 1.28 is refused: it reads memory that a model names.
 
+mod value;
+mod watchdog;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
-use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
-use half::{bf16, f16};
 use ort::environment::Environment;
 use ort::logging::LogLevel;
 use ort::session::builder::{GraphOptimizationLevel, PrepackedWeights};
 use ort::session::{Session, SessionInputValue};
-use ort::value::{DynValue, TensorElementType, TensorRef, ValueType};
+use ort::value::Outlet;
 
 use crate::onnx::OnnxFile;
-use crate::tensor::{Tensor, TensorData};
+use crate::signature::TensorSpec;
+use crate::tensor::Tensor;
+use value::{from_ort, into_ort, text_problem};
+use watchdog::Watch;
 
 /// Names a library of ONNX Runtime; when it is set, no other place is tried.
 const LIBRARY_VARIABLE: &str = "LOOPGATE_ORT_LIB";
@@ -124,15 +129,23 @@ impl RuntimeModel {
 #[derive(Debug)]
 pub(crate) struct RuntimeSession {
     session: Session,
-    /// Names of the inputs and outputs in the order of the signature.
-    inputs: Vec<String>,
-    outputs: Vec<String>,
+    watch: Arc<Watch>,
+}
+
+/// Why a run gave no outputs.
+#[derive(Debug)]
+pub(crate) enum RunFailure {
+    /// The input at this place cannot be given to the library.
+    Input(usize, String),
+    /// Its deadline passed.
+    Stopped,
+    Failed(String),
 }
 
 impl RuntimeSession {
     pub(crate) fn new(model: &RuntimeModel) -> Result<Self, String> {
         let environment = &runtime()?.environment;
-        let session = guarded(|| {
+        let (session, watch) = guarded(|| {
             let builder = Session::builder(environment)?
                 .with_intra_threads(1)?
                 .with_inter_threads(1)?
@@ -146,37 +159,56 @@ impl RuntimeSession {
                     FOLDED_BYTES_MAX,
                 )?;
             let mut builder = builder.with_prepacked_weights(&model.weights)?;
-            builder.commit_from_memory(model.file.bytes())
+            let session = builder.commit_from_memory(model.file.bytes())?;
+            Ok((session, Watch::new()?))
         })?;
         let signature = model.file.signature();
-        let names = |specs: &[crate::TensorSpec]| specs.iter().map(|s| s.name.clone()).collect();
-        Ok(Self {
-            session,
-            inputs: names(&signature.inputs),
-            outputs: names(&signature.outputs),
-        })
+        // Values go in and come out by their place.
+        if !has_names(session.inputs(), &signature.inputs)
+            || !has_names(session.outputs(), &signature.outputs)
+        {
+            return Err("its inputs or outputs differ from those of the file".to_owned());
+        }
+        Ok(Self { session, watch })
     }
 
-    pub(crate) fn run(&mut self, inputs: &[Tensor]) -> Result<Vec<Tensor>, String> {
-        let names = &self.inputs;
-        let session = &mut self.session;
-        let wanted = &self.outputs;
-        guarded(|| {
-            let values = inputs
-                .iter()
-                .zip(names)
-                .map(|(tensor, name)| Ok((name.as_str(), into_ort(tensor)?)))
-                .collect::<ort::Result<Vec<_>>>()?;
-            let outputs = session.run(values)?;
-            let find = |name: &String| {
-                let value = outputs
-                    .get(name)
-                    .ok_or_else(|| ort::Error::new(format!("output `{name}` is missing")))?;
-                from_ort(value)
-            };
-            wanted.iter().map(find).collect()
+    /// Runs until `deadline` at the longest; the session is good for the next run afterwards.
+    pub(crate) fn run(
+        &mut self,
+        inputs: &[Tensor],
+        deadline: Option<Instant>,
+    ) -> Result<Vec<Tensor>, RunFailure> {
+        for (place, input) in inputs.iter().enumerate() {
+            if let Some(problem) = text_problem(input) {
+                return Err(RunFailure::Input(place, problem));
+            }
+        }
+        let Some(deadline) = deadline else {
+            return run(&mut self.session, &self.watch, inputs).map_err(RunFailure::Failed);
+        };
+        self.watch.arm(deadline).map_err(RunFailure::Failed)?;
+        let outputs = run(&mut self.session, &self.watch, inputs);
+        let is_stopped = guarded(|| self.watch.disarm()).map_err(RunFailure::Failed)?;
+        // A run that was over before the stop reached it has its outputs.
+        outputs.map_err(|reason| match is_stopped {
+            true => RunFailure::Stopped,
+            false => RunFailure::Failed(reason),
         })
     }
+}
+
+fn run(session: &mut Session, watch: &Watch, inputs: &[Tensor]) -> Result<Vec<Tensor>, String> {
+    guarded(|| {
+        let values: Vec<SessionInputValue<'_>> =
+            inputs.iter().map(into_ort).collect::<ort::Result<_>>()?;
+        let outputs = session.run_with_options(values.as_slice(), watch.options())?;
+        outputs.values().map(|value| from_ort(&value)).collect()
+    })
+}
+
+fn has_names(found: &[Outlet], expected: &[TensorSpec]) -> bool {
+    let names = expected.iter().map(|spec| spec.name.as_str());
+    found.iter().map(Outlet::name).eq(names)
 }
 
 /// Errors in one line; a panic of `ort` as an error.
@@ -185,80 +217,4 @@ fn guarded<T>(work: impl FnOnce() -> ort::Result<T>) -> Result<T, String> {
         Ok(result) => result.map_err(|error| error.to_string().replace('\n', " ")),
         Err(_) => Err("onnx runtime panicked on the model".to_owned()),
     }
-}
-
-fn into_ort(tensor: &Tensor) -> ort::Result<SessionInputValue<'_>> {
-    let shape = tensor.shape();
-    Ok(match tensor.data() {
-        TensorData::Bool(v) => TensorRef::from_array_view((shape, v.as_slice()))?.into(),
-        TensorData::Uint8(v) => TensorRef::from_array_view((shape, v.as_slice()))?.into(),
-        TensorData::Uint16(v) => TensorRef::from_array_view((shape, v.as_slice()))?.into(),
-        TensorData::Uint32(v) => TensorRef::from_array_view((shape, v.as_slice()))?.into(),
-        TensorData::Uint64(v) => TensorRef::from_array_view((shape, v.as_slice()))?.into(),
-        TensorData::Int8(v) => TensorRef::from_array_view((shape, v.as_slice()))?.into(),
-        TensorData::Int16(v) => TensorRef::from_array_view((shape, v.as_slice()))?.into(),
-        TensorData::Int32(v) => TensorRef::from_array_view((shape, v.as_slice()))?.into(),
-        TensorData::Int64(v) => TensorRef::from_array_view((shape, v.as_slice()))?.into(),
-        TensorData::Fp32(v) => TensorRef::from_array_view((shape, v.as_slice()))?.into(),
-        TensorData::Fp64(v) => TensorRef::from_array_view((shape, v.as_slice()))?.into(),
-        TensorData::Fp16(v) => {
-            let halves: &[f16] = v.reinterpret_cast();
-            TensorRef::from_array_view((shape, halves))?.into()
-        }
-        TensorData::Bf16(v) => {
-            let halves: &[bf16] = v.reinterpret_cast();
-            TensorRef::from_array_view((shape, halves))?.into()
-        }
-        TensorData::Bytes(v) => {
-            let text = v.iter().map(|bytes| String::from_utf8(bytes.clone()));
-            let text = text
-                .collect::<Result<Vec<_>, _>>()
-                .map_err(ort::Error::wrap)?;
-            ort::value::Tensor::from_string_array((shape, text.as_slice()))?.into()
-        }
-    })
-}
-
-fn from_ort(value: &DynValue) -> ort::Result<Tensor> {
-    use TensorElementType as Type;
-    let ValueType::Tensor { ty, shape, .. } = value.dtype() else {
-        return Err(ort::Error::new("an output is no tensor"));
-    };
-    macro_rules! copied {
-        ($variant:ident) => {
-            TensorData::$variant(value.try_extract_tensor()?.1.to_vec())
-        };
-    }
-    let data = match ty {
-        Type::Bool => copied!(Bool),
-        Type::Uint8 => copied!(Uint8),
-        Type::Uint16 => copied!(Uint16),
-        Type::Uint32 => copied!(Uint32),
-        Type::Uint64 => copied!(Uint64),
-        Type::Int8 => copied!(Int8),
-        Type::Int16 => copied!(Int16),
-        Type::Int32 => copied!(Int32),
-        Type::Int64 => copied!(Int64),
-        Type::Float16 => {
-            let (_, halves) = value.try_extract_tensor::<f16>()?;
-            TensorData::Fp16(halves.reinterpret_cast().to_vec())
-        }
-        Type::Bfloat16 => {
-            let (_, halves) = value.try_extract_tensor::<bf16>()?;
-            TensorData::Bf16(halves.reinterpret_cast().to_vec())
-        }
-        Type::Float32 => copied!(Fp32),
-        Type::Float64 => copied!(Fp64),
-        Type::String => {
-            let (_, text) = value.try_extract_strings()?;
-            TensorData::Bytes(text.into_iter().map(String::into_bytes).collect())
-        }
-        other => {
-            return Err(ort::Error::new(format!(
-                "outputs of {other} are not supported"
-            )));
-        }
-    };
-    let shape = shape.iter().map(|&dim| usize::try_from(dim).unwrap_or(0));
-    Tensor::new(shape.collect(), data).map_err(ort::Error::wrap)
 }
