@@ -10,7 +10,7 @@ CARGO := $(shell command -v mold >/dev/null 2>&1 && echo "mold -run cargo" || ec
 UNTIL ?= 2014-01-02
 SEED ?= 7
 
-.PHONY: demo test build setup lint clean
+.PHONY: demo test node-models build setup lint clean
 
 demo: build
 	$(BIN)/loopgate-bench demo --loopgate $(BIN)/loopgate --trainer $(BIN)/loopgate-trainer \
@@ -18,6 +18,11 @@ demo: build
 
 test: setup
 	. deploy/setup/env.sh && $(CARGO) test --release --workspace --locked
+
+# ONNX's own 1,765 models of single operators through the engines, with the count that pass.
+node-models: setup
+	. deploy/setup/env.sh && LOOPGATE_ONNX_NODE_MODELS=$$(deploy/setup/node-models.sh) \
+		$(CARGO) test --release --workspace --locked --test engine -- --nocapture node_models
 
 build: setup
 	. deploy/setup/env.sh && $(CARGO) build --release --workspace --bins --locked

@@ -9,8 +9,10 @@
 mod findings;
 mod operators;
 mod schema;
+mod stored;
 mod walk;
 mod wire;
+mod zip_map;
 
 use std::fmt;
 use std::sync::Arc;
@@ -89,7 +91,17 @@ impl OnnxFile {
                 bytes_max: limits.file_bytes_max,
             });
         }
-        let (signature, operators) = walk::walk(&bytes, limits)?.finish(limits)?;
+        let findings = walk::walk(&bytes, limits)?;
+        if findings.has_zip_map() {
+            let bytes = zip_map::cut(&bytes)?;
+            let (signature, operators) = walk::walk(&bytes, limits)?.finish(limits)?;
+            return Ok(Self {
+                bytes,
+                signature,
+                operators,
+            });
+        }
+        let (signature, operators) = findings.finish(limits)?;
         Ok(Self {
             bytes,
             signature,
@@ -102,7 +114,8 @@ impl OnnxFile {
         &self.signature
     }
 
-    /// The bytes that were checked; what is loaded must be these.
+    /// The bytes that were checked; what is loaded must be these. They are the file's own, or,
+    /// where it ended in `ZipMap`, a copy without it.
     pub fn bytes(&self) -> &Arc<[u8]> {
         &self.bytes
     }

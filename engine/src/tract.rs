@@ -34,6 +34,14 @@ impl TractModel {
                 spec.name, spec.datatype
             ));
         }
+        // A run of tract's cannot be stopped.
+        if file
+            .operators()
+            .iter()
+            .any(|o| o.domain == "ai.onnx" && o.name == "Loop")
+        {
+            return Err("`Loop`, whose run has no bound, is left to ONNX Runtime".to_owned());
+        }
         guarded(|| plan(file.bytes(), signature)).map(|plan| Self { plan })
     }
 }

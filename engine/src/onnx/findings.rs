@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use super::operators::{self, IR_VERSIONS, ML_VERSIONS, ONNX_VERSIONS};
 use super::schema::{Message, field};
+use super::stored::TensorDraft;
 use super::walk::Frame;
 use super::{CheckError, OnnxLimits, OperatorUse};
 use crate::signature::{Signature, TensorSpec};
@@ -35,84 +36,9 @@ pub(super) struct ValueDraft<'a> {
     pub(super) datatype: i64,
     /// The axis that is open; -1 while it has no fixed length.
     pub(super) dimension: i64,
+    /// The outermost type around the tensor, by its name.
+    container: Option<&'static str>,
     shape: Option<Vec<i64>>,
-}
-
-#[derive(Debug, Default)]
-pub(super) struct TensorDraft<'a> {
-    pub(super) name: &'a str,
-    pub(super) datatype: i64,
-    pub(super) dims: Vec<i64>,
-    pub(super) raw_bytes: Option<usize>,
-    pub(super) is_external: bool,
-    /// Elements found in each of the typed fields 4, 5, 6, 7, 10 and 11.
-    typed: BTreeMap<u32, usize>,
-}
-
-impl TensorDraft<'_> {
-    pub(super) fn add(&mut self, number: u32, count: usize) {
-        *self.typed.entry(number).or_default() += count;
-    }
-
-    fn check(&self) -> Result<(), CheckError> {
-        if self.is_external {
-            return Err(CheckError::ExternalData {
-                tensor: self.name.to_owned(),
-            });
-        }
-        let refuse = |problem: String| {
-            Err(CheckError::Tensor {
-                tensor: self.name.to_owned(),
-                problem,
-            })
-        };
-        let elements = self.dims.iter().try_fold(1_usize, |product, &dim| {
-            product.checked_mul(usize::try_from(dim).ok()?)
-        });
-        let Some(elements) = elements.filter(|&count| count <= isize::MAX.unsigned_abs() / 8)
-        else {
-            return refuse(format!("has an impossible shape {:?}", self.dims));
-        };
-        let Some((size, typed_field)) = storage(self.datatype) else {
-            return refuse(format!("has an unsupported element type {}", self.datatype));
-        };
-        let found = match (self.raw_bytes, self.typed.len()) {
-            (Some(_), 1..) => return refuse("keeps its elements in two fields".to_owned()),
-            (Some(bytes), 0) => match size {
-                Some(size) if bytes.is_multiple_of(size) => bytes / size,
-                _ => return refuse(format!("has {bytes} raw bytes that are no whole elements")),
-            },
-            (None, 0) => 0,
-            (None, 1) => match self.typed.get(&typed_field) {
-                Some(&count) => count,
-                None => return refuse("keeps its elements in a field of another type".to_owned()),
-            },
-            (None, _) => return refuse("keeps its elements in two fields".to_owned()),
-        };
-        if found != elements {
-            let shape = &self.dims;
-            return refuse(format!(
-                "has shape {shape:?} and {found} elements instead of {elements}"
-            ));
-        }
-        Ok(())
-    }
-}
-
-/// Bytes of one raw element (`None` where raw is not allowed) and the number of the typed field.
-fn storage(datatype: i64) -> Option<(Option<usize>, u32)> {
-    Some(match datatype {
-        1 => (Some(4), 4),
-        2 | 3 | 9 => (Some(1), 5),
-        4 | 5 | 10 | 16 => (Some(2), 5),
-        6 => (Some(4), 5),
-        7 => (Some(8), 7),
-        8 => (None, 6),
-        11 => (Some(8), 10),
-        12 => (Some(4), 11),
-        13 => (Some(8), 11),
-        _ => return None,
-    })
 }
 
 fn datatype(number: i64) -> Option<DataType> {
@@ -142,6 +68,9 @@ impl<'a> Findings<'a> {
             Message::Value => self.value = ValueDraft::default(),
             Message::Shape => self.value.shape = Some(Vec::new()),
             Message::Dimension => self.value.dimension = -1,
+            Message::Sequence => self.value.wrap("sequence"),
+            Message::Map => self.value.wrap("map"),
+            Message::Optional => self.value.wrap("optional value"),
             Message::Opset => self.opset = ("", 0),
             Message::Property => {
                 self.property = "";
@@ -190,6 +119,11 @@ impl<'a> Findings<'a> {
             _ => {}
         }
         Ok(())
+    }
+
+    /// True when a node makes maps of probabilities, which [`super::zip_map`] cuts off.
+    pub(super) fn has_zip_map(&self) -> bool {
+        self.operators.contains_key(&ZIP_MAP)
     }
 
     /// A value of the main graph that a node computes.
@@ -253,11 +187,12 @@ impl<'a> Findings<'a> {
         };
         let domain = plain_domain(domain);
         let allowed = match domain {
-            "" => ONNX_VERSIONS,
-            "ai.onnx.ml" => ML_VERSIONS,
-            _ => return refuse("only ai.onnx and ai.onnx.ml are".to_owned()),
+            "" => Some(ONNX_VERSIONS),
+            "ai.onnx.ml" => Some(ML_VERSIONS),
+            // Exporters import what they might have used; a node that does use it is refused.
+            _ => None,
         };
-        if !allowed.contains(&version) {
+        if let Some(allowed) = allowed.filter(|allowed| !allowed.contains(&version)) {
             return refuse(format!("{} to {} are", allowed.start(), allowed.end()));
         }
         if self.opsets.insert(domain, version).is_some() {
@@ -293,6 +228,11 @@ impl<'a> Findings<'a> {
         }
         if self.opsets.is_empty() {
             return missing("import of an operator set");
+        }
+        if let Some(&(_, node)) = self.operators.get(&ZIP_MAP) {
+            let (domain, operator) = ZIP_MAP;
+            let reason = operators::refusal(domain, operator).to_owned();
+            return Err(refuse_operator(domain, operator, node, reason));
         }
         for (&(domain, operator), &(_, node)) in &self.operators {
             let since = operators::introduced(domain, operator).unwrap_or(i64::MAX);
@@ -349,13 +289,10 @@ impl<'a> Findings<'a> {
             }
             outputs.push(value.spec()?);
         }
-        for (count, what, lack) in [
-            (inputs.len(), "inputs", "input"),
-            (outputs.len(), "outputs", "output"),
-        ] {
-            if count == 0 {
-                return Err(CheckError::Missing { what: lack });
-            }
+        if outputs.is_empty() {
+            return Err(CheckError::Missing { what: "output" });
+        }
+        for (count, what) in [(inputs.len(), "inputs"), (outputs.len(), "outputs")] {
             if count > limits.values_max {
                 let max = limits.values_max;
                 return Err(CheckError::Limit { what, max });
@@ -366,9 +303,16 @@ impl<'a> Findings<'a> {
 }
 
 impl ValueDraft<'_> {
+    fn wrap(&mut self, container: &'static str) {
+        self.container.get_or_insert(container);
+    }
+
     fn spec(&self) -> Result<TensorSpec, CheckError> {
         if self.name.is_empty() {
             return Err(self.refuse("has no name".to_owned()));
+        }
+        if let Some(container) = self.container {
+            return Err(self.refuse(format!("is a {container}, which has no tensor form")));
         }
         let datatype = datatype(self.datatype).ok_or_else(|| {
             self.refuse(format!("has an unsupported element type {}", self.datatype))
@@ -391,6 +335,9 @@ impl ValueDraft<'_> {
         }
     }
 }
+
+/// The operator that scikit-learn's exports end in, with its domain.
+const ZIP_MAP: (&str, &str) = ("ai.onnx.ml", "ZipMap");
 
 /// Two spellings of one domain.
 fn plain_domain(domain: &str) -> &str {

@@ -1,10 +1,10 @@
 //! The operators that may be loaded, with the operator set that introduced each.
 //!
-//! From the schemas of onnx 1.23. Left out: `Loop`, whose run has no bound; `ImageDecoder`, a
-//! parser of foreign formats; `ZipMap` and `CastMap`, whose values have no tensor form; losses.
+//! From the schemas of onnx 1.23. Left out: `ImageDecoder`, a parser of foreign formats; `CastMap`
+//! and `DictVectorizer`, which read maps. `ZipMap` is here to be cut off.
 
 /// Operator sets of `ai.onnx` that are served.
-pub(super) const ONNX_VERSIONS: std::ops::RangeInclusive<i64> = 7..=27;
+pub(super) const ONNX_VERSIONS: std::ops::RangeInclusive<i64> = 1..=27;
 /// Operator sets of `ai.onnx.ml` that are served.
 pub(super) const ML_VERSIONS: std::ops::RangeInclusive<i64> = 1..=5;
 /// Versions of the file format that are served.
@@ -25,13 +25,13 @@ pub(super) fn introduced(domain: &str, name: &str) -> Option<i64> {
 pub(super) fn refusal(domain: &str, name: &str) -> &'static str {
     match (domain, name) {
         ("ai.onnx.ml", "ZipMap") => {
-            ": it makes a sequence of maps, which has no tensor form; export the model without \
-             it (skl2onnx: options={'zipmap': False}) and serve the tensor of probabilities"
+            ": it makes a sequence of maps, which has no tensor form, and is not the model's \
+             last step, where it could be cut off; export the model without it (skl2onnx: \
+             options={'zipmap': False})"
         }
         ("ai.onnx.ml", "CastMap" | "DictVectorizer") => {
             ": it reads a map, which has no tensor form"
         }
-        ("", "Loop") => ": its run has no bound",
         _ => "",
     }
 }
@@ -56,11 +56,12 @@ const ONNX: &[(&str, i64)] = &[
     ("HardSigmoid", 1), ("HardSwish", 14), ("Hardmax", 1), ("Identity", 1), ("If", 1),
     ("InstanceNormalization", 1), ("IsInf", 10), ("IsNaN", 9), ("LRN", 1), ("LSTM", 1),
     ("LayerNormalization", 17), ("LeakyRelu", 1), ("Less", 1), ("LessOrEqual", 12),
-    ("LinearAttention", 27), ("Log", 1), ("LogSoftmax", 1), ("LpNormalization", 1), ("LpPool", 1),
+    ("LinearAttention", 27), ("Log", 1), ("LogSoftmax", 1), ("Loop", 1), ("LpNormalization", 1),
+    ("LpPool", 1),
     ("MatMul", 1), ("MatMulInteger", 10), ("Max", 1), ("MaxPool", 1), ("MaxRoiPool", 1),
     ("MaxUnpool", 9), ("Mean", 1), ("MeanVarianceNormalization", 9), ("MelWeightMatrix", 17),
     ("Min", 1), ("Mish", 18), ("Mod", 10), ("Mul", 1), ("Multinomial", 7), ("Neg", 1),
-    ("NonMaxSuppression", 10), ("NonZero", 9), ("Not", 1), ("OneHot", 9), ("Optional", 15),
+    ("NegativeLogLikelihoodLoss", 12), ("NonMaxSuppression", 10), ("NonZero", 9), ("Not", 1), ("OneHot", 9), ("Optional", 15),
     ("OptionalGetElement", 15), ("OptionalHasElement", 15), ("Or", 1), ("PRelu", 1), ("Pad", 1),
     ("Pow", 1), ("QLinearConv", 10), ("QLinearMatMul", 10), ("QuantizeLinear", 10),
     ("RMSNormalization", 23), ("RNN", 1), ("RandomNormal", 1), ("RandomNormalLike", 1),
@@ -73,7 +74,7 @@ const ONNX: &[(&str, i64)] = &[
     ("SequenceAt", 11), ("SequenceConstruct", 11), ("SequenceEmpty", 11), ("SequenceErase", 11),
     ("SequenceInsert", 11), ("SequenceLength", 11), ("SequenceMap", 17), ("Shape", 1),
     ("Shrink", 9), ("Sigmoid", 1), ("Sign", 9), ("Sin", 7), ("Sinh", 9), ("Size", 1), ("Slice", 1),
-    ("Softmax", 1), ("Softplus", 1), ("Softsign", 1), ("SpaceToDepth", 1), ("Split", 1),
+    ("Softmax", 1), ("SoftmaxCrossEntropyLoss", 12), ("Softplus", 1), ("Softsign", 1), ("SpaceToDepth", 1), ("Split", 1),
     ("SplitToSequence", 11), ("Sqrt", 1), ("Squeeze", 1), ("StringConcat", 20),
     ("StringNormalizer", 10), ("StringSplit", 20), ("Sub", 1), ("Sum", 1), ("Swish", 24),
     ("Tan", 7), ("Tanh", 1), ("TensorScatter", 24), ("TfIdfVectorizer", 9), ("ThresholdedRelu", 10),
@@ -87,6 +88,7 @@ const ML: &[(&str, i64)] = &[
     ("Imputer", 1), ("LabelEncoder", 1), ("LinearClassifier", 1), ("LinearRegressor", 1),
     ("Normalizer", 1), ("OneHotEncoder", 1), ("SVMClassifier", 1), ("SVMRegressor", 1),
     ("Scaler", 1), ("TreeEnsemble", 5), ("TreeEnsembleClassifier", 1), ("TreeEnsembleRegressor", 1),
+    ("ZipMap", 1),
 ];
 
 #[cfg(test)]
@@ -100,7 +102,7 @@ mod tests {
                 assert_eq!(introduced(domain, name), Some(since), "{name}");
             }
         }
-        assert_eq!(introduced("", "Loop"), None);
+        assert_eq!(introduced("", "ImageDecoder"), None);
         assert_eq!(introduced("com.microsoft", "Gelu"), None);
     }
 }

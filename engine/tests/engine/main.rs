@@ -7,4 +7,6 @@
 mod agreement;
 mod choice;
 mod fixture;
+mod node_models;
+mod stop;
 mod structure;
