@@ -24,8 +24,9 @@ use engine::Tensor;
 
 pub(crate) use binary::decode_raw;
 pub(crate) use classify::{ClassifyError, classify};
-pub(crate) use metadata::{model_config, model_metadata, server_metadata};
+pub(crate) use metadata::{PLATFORM, model_config, model_metadata, server_metadata, takes_batches};
 pub(crate) use parameters::{Parameter, ParameterError};
+pub(crate) use raw::{raw_size, read_raw, write_raw};
 pub(crate) use request::{DecodeError, decode, decode_binary};
 pub(crate) use response::{EncodeError, Encoded, Response, ResponseOutput, encode};
 

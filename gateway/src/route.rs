@@ -81,6 +81,23 @@ pub(crate) fn named_or_champion<'t>(
     }
 }
 
+/// The loaded versions that are asked for: one, those of one model, or all.
+pub(crate) fn versions<'t>(
+    table: Option<&'t ModelTable>,
+    target: Option<&Target>,
+) -> Result<Vec<&'t LoadedVersion>, RouteError> {
+    let of = |model: &'t ServedModel| model.versions.values().map(|version| &**version);
+    let Some(target) = target else {
+        let models = table.into_iter().flat_map(ModelTable::models);
+        return Ok(models.flat_map(of).collect());
+    };
+    let model = model(table, target)?;
+    Ok(match &target.version {
+        Some(version) => vec![&**named(model, target, version)?],
+        None => of(model).collect(),
+    })
+}
+
 /// Chooses the version for a request with this key.
 pub(crate) fn route<'t>(
     table: Option<&'t ModelTable>,

@@ -4,6 +4,7 @@
 //! belong together. *Prepare* (loading versions) may fail and happens elsewhere; *publish* is one
 //! pointer store and cannot. A replaced table is let go by the publisher and never by a request.
 
+mod index;
 mod statistics;
 mod version;
 
@@ -16,7 +17,7 @@ use arc_swap::{ArcSwapOption, Guard};
 use crate::config::{Alias, ServeRules};
 use crate::metrics::Metrics;
 
-pub(crate) use statistics::{Timed, Totals};
+pub(crate) use statistics::{Leaf, Timed, Totals};
 pub(crate) use version::{BindError, LoadedVersion, NewVersion, RunFailure, Seat, Seats};
 
 /// The alias whose version answers.

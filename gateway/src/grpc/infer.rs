@@ -1,30 +1,128 @@
 //! `ModelInfer` as a wire of the one prediction path.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use hyper::header::HeaderMap;
+use tonic::{Code, Status};
 
 use super::message::{
     Choice, InferOutputTensor, InferParameter, InferRequestedOutputTensor, ModelInferRequest,
     ModelInferResponse, Parameters,
 };
-use super::tensor;
+use super::{model, status, tensor};
+use crate::admission::Place;
+use crate::metrics::{Operation, Outcome};
 use crate::oip::{
     DecodeError, EncodeError, InferRequest, Parameter, ParameterError, Response, WantedOutput,
 };
-use crate::predict::Wire;
+use crate::predict::{Call, Desk, Wire, predict};
+use crate::serve::Core;
+
+/// In replay mode the request's time, milliseconds since the Unix epoch.
+const TIME_KEY: &str = "loopgate-time-ms";
+/// `false` makes a prediction a probe: answered, not recorded.
+const RECORD_KEY: &str = "loopgate-record";
 
 /// Inputs or outputs that one request may name.
 const TENSORS_MAX: usize = 1024;
 
+/// What a call's headers say of its predictions.
+#[derive(Clone, Copy)]
+pub(super) struct Head {
+    pub arrived: Instant,
+    /// The call's own deadline, `grpc-timeout`.
+    pub timeout: Option<Duration>,
+    /// The request's time, where it may bring one.
+    named_ms: Option<i64>,
+    probe: bool,
+}
+
+impl Head {
+    pub(super) fn read(core: &Core, headers: &HeaderMap, arrived: Instant) -> Result<Self, Status> {
+        let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        let named_ms = match text(TIME_KEY) {
+            Some(ms) if core.clock.is_replay() => Some(ms.parse().map_err(|_| {
+                Status::invalid_argument(format!("`{TIME_KEY}` is not a number of milliseconds"))
+            })?),
+            _ => None,
+        };
+        Ok(Self {
+            arrived,
+            timeout: text("grpc-timeout").and_then(timeout),
+            named_ms,
+            probe: text(RECORD_KEY) == Some("false"),
+        })
+    }
+
+    /// The same for a message of a stream that has so much time left.
+    pub(super) fn of_message(self, arrived: Instant, left: Duration) -> Self {
+        Self {
+            arrived,
+            timeout: Some(left),
+            ..self
+        }
+    }
+}
+
+/// Takes a place for a prediction.
+pub(super) fn enter(core: &Core) -> Result<Place, Status> {
+    core.admission.enter().map_err(|error| {
+        core.metrics.request(Operation::Infer, Outcome::Overloaded);
+        status::shed(&error)
+    })
+}
+
+/// Answers one request that has a place, and counts how it went.
+pub(super) async fn answer(
+    desk: &Desk,
+    asked: ModelInferRequest,
+    head: Head,
+    place: Place,
+) -> Result<ModelInferResponse, Status> {
+    let answered = attempt(desk, asked, head, place).await;
+    let outcome = match &answered {
+        Ok(_) => Outcome::Ok,
+        Err(status) => match status.code() {
+            Code::InvalidArgument => Outcome::Refused,
+            Code::NotFound => Outcome::NotFound,
+            Code::ResourceExhausted => Outcome::Overloaded,
+            Code::DeadlineExceeded => Outcome::Late,
+            Code::Unavailable => Outcome::Unavailable,
+            _ => Outcome::Failed,
+        },
+    };
+    desk.core.metrics.request(Operation::Infer, outcome);
+    answered
+}
+
+async fn attempt(
+    desk: &Desk,
+    asked: ModelInferRequest,
+    head: Head,
+    place: Place,
+) -> Result<ModelInferResponse, Status> {
+    let call = Call {
+        target: model::target(&asked.model_name, &asked.model_version)?,
+        place,
+        arrived: head.arrived,
+        at_ms: desk.core.clock.request_ms(head.named_ms),
+        probe: head.probe,
+    };
+    predict(desk, call, Grpc::new(asked, head.timeout))
+        .await
+        .map_err(|error| status::of_predict(&error))
+}
+
 /// A request on its way into the engine's types.
-pub(super) struct Grpc {
+struct Grpc {
     request: ModelInferRequest,
     /// The call's own deadline, `grpc-timeout`.
     timeout: Option<Duration>,
 }
 
 impl Grpc {
-    pub(super) fn new(request: ModelInferRequest, timeout: Option<Duration>) -> Self {
+    fn new(request: ModelInferRequest, timeout: Option<Duration>) -> Self {
         Self { request, timeout }
     }
 }
@@ -84,21 +182,21 @@ impl Wire for Grpc {
     fn encode(&self, response: &Response<'_>) -> Result<ModelInferResponse, EncodeError> {
         let mut parameters = Parameters::new();
         let mut set = |key: &str, choice| {
-            let choice = Some(choice);
-            parameters.insert(key.to_owned(), InferParameter { choice });
+            let parameter_choice = Some(choice);
+            parameters.insert(key.to_owned(), InferParameter { parameter_choice });
         };
         if let Some(prediction) = response.prediction {
             set(
                 "prediction_id",
-                Choice::String(prediction.hyphenated().to_string()),
+                Choice::StringParam(prediction.hyphenated().to_string()),
             );
         }
         if let Some(reason) = response.fallback_reason {
-            set("fallback", Choice::Bool(true));
-            set("fallback_reason", Choice::String(reason.to_owned()));
+            set("fallback", Choice::BoolParam(true));
+            set("fallback_reason", Choice::StringParam(reason.to_owned()));
         }
         if let Some(status) = response.feature_status {
-            set("feature_status", Choice::String(status.to_owned()));
+            set("feature_status", Choice::StringParam(status.to_owned()));
         }
         let outputs = response.outputs.iter();
         let described = outputs.clone().map(|output| InferOutputTensor {
@@ -140,18 +238,18 @@ fn wanted(output: InferRequestedOutputTensor) -> Result<WantedOutput, ParameterE
 }
 
 fn value(name: &str, parameter: &InferParameter) -> Result<Parameter, ParameterError> {
-    Ok(match &parameter.choice {
+    Ok(match &parameter.parameter_choice {
         None => return Err(ParameterError::new(name, "is not set")),
-        Some(Choice::Bool(value)) => Parameter::Bool(*value),
-        Some(Choice::Int64(value)) => Parameter::Integer((*value).into()),
-        Some(Choice::Uint64(value)) => Parameter::Integer((*value).into()),
-        Some(Choice::String(text)) => Parameter::Text(text.as_str().into()),
-        Some(Choice::Double(_)) => Parameter::Other,
+        Some(Choice::BoolParam(value)) => Parameter::Bool(*value),
+        Some(Choice::Int64Param(value)) => Parameter::Integer((*value).into()),
+        Some(Choice::Uint64Param(value)) => Parameter::Integer((*value).into()),
+        Some(Choice::StringParam(text)) => Parameter::Text(text.as_str().into()),
+        Some(Choice::DoubleParam(_)) => Parameter::Other,
     })
 }
 
 /// The header `grpc-timeout`: at most eight digits and a unit.
-pub(super) fn timeout(text: &str) -> Option<Duration> {
+fn timeout(text: &str) -> Option<Duration> {
     let unit = text.chars().next_back().filter(char::is_ascii)?;
     let digits = &text[..text.len() - 1];
     if digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -171,6 +269,8 @@ pub(super) fn timeout(text: &str) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
 
     #[test]
@@ -187,20 +287,23 @@ mod tests {
 
     #[test]
     fn parameters_without_a_value_are_refused() {
-        let read = |name: &str, choice| {
+        let read = |name: &str, parameter_choice| {
             let request = ModelInferRequest {
-                parameters: Parameters::from([(name.to_owned(), InferParameter { choice })]),
+                parameters: Parameters::from([(
+                    name.to_owned(),
+                    InferParameter { parameter_choice },
+                )]),
                 ..ModelInferRequest::default()
             };
             Grpc::new(request, None).decode()
         };
         assert!(read("any", None).is_err());
-        assert!(read("timeout", Some(Choice::Int64(-1))).is_err());
-        assert!(read("loopgate_record", Some(Choice::Int64(0))).is_err());
-        let timeout = read("timeout", Some(Choice::String("1500".into()))).unwrap();
+        assert!(read("timeout", Some(Choice::Int64Param(-1))).is_err());
+        assert!(read("loopgate_record", Some(Choice::Int64Param(0))).is_err());
+        let timeout = read("timeout", Some(Choice::StringParam("1500".into()))).unwrap();
         assert_eq!(timeout.timeout, Some(Duration::from_micros(1500)));
         assert!(
-            read("loopgate_record", Some(Choice::Bool(false)))
+            read("loopgate_record", Some(Choice::BoolParam(false)))
                 .unwrap()
                 .probe
         );
@@ -210,7 +313,7 @@ mod tests {
     fn raw_contents_cover_every_input_or_none() {
         let request = ModelInferRequest {
             inputs: vec![Default::default()],
-            raw_input_contents: vec![vec![], vec![]],
+            raw_input_contents: vec![Bytes::new(), Bytes::new()],
             ..ModelInferRequest::default()
         };
         let refused = Grpc::new(request, None).decode().unwrap_err().to_string();

@@ -1,7 +1,9 @@
 //! The one place that knows gRPC's status codes: every cause and its code.
 
-use tonic::Status;
+use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
+use tonic::{Code, Status};
 
+use crate::admission::{Overloaded, RETRY_AFTER_S};
 use crate::execute::ExecuteError;
 use crate::oip::DecodeError;
 use crate::predict::PredictError;
@@ -11,7 +13,7 @@ pub(super) fn of_predict(error: &PredictError) -> Status {
     let message = error.to_string();
     match error {
         PredictError::Route(error) => of_route(error),
-        PredictError::Overloaded(_) => Status::resource_exhausted(message),
+        PredictError::Overloaded(error) => shed(error),
         PredictError::Decode(DecodeError::Parameter(error)) if error.unimplemented => {
             Status::unimplemented(message)
         }
@@ -42,4 +44,33 @@ pub(super) fn of_route(error: &RouteError) -> Status {
 
 pub(super) fn of_name(error: &registry::NameError) -> Status {
     Status::invalid_argument(error.to_string())
+}
+
+/// Refused for want of a place. It is not `UNAVAILABLE`, which clients retry by themselves at once;
+/// the trailers say when to come again, the second in the words of gRPC's own retry policy.
+pub(super) fn shed(error: &Overloaded) -> Status {
+    let mut trailers = MetadataMap::new();
+    let number = |number: u64| MetadataValue::<Ascii>::from(number);
+    trailers.insert("retry-after", number(RETRY_AFTER_S));
+    trailers.insert("grpc-retry-pushback-ms", number(RETRY_AFTER_S * 1000));
+    Status::with_metadata(Code::ResourceExhausted, error.to_string(), trailers)
+}
+
+/// The codec calls a message over the limit `OUT_OF_RANGE`, which nothing else here is.
+pub(super) fn too_large(status: Status) -> Status {
+    match status.code() {
+        Code::OutOfRange => Status::resource_exhausted(status.message()),
+        _ => status,
+    }
+}
+
+pub(super) fn draining() -> Status {
+    Status::unavailable("the server is about to end")
+}
+
+pub(super) fn unknown_method(path: &str) -> Status {
+    if path.contains("SharedMemory") {
+        return Status::unimplemented("shared memory is not offered: send the tensors' contents");
+    }
+    Status::unimplemented("unknown method")
 }

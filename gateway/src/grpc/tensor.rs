@@ -1,12 +1,10 @@
 //! Tensors between the wire and the engine: raw or typed contents in, raw contents out.
-//!
-//! Raw contents are little-endian and row-major; elements of `BYTES` have a length of four bytes
-//! before them. Lengths are checked before anything is allocated for them.
 
+use bytes::Bytes;
 use engine::{DataType, Tensor, TensorData};
 
 use super::message::{InferInputTensor, InferTensorContents};
-use crate::oip::{DecodeError, NamedTensor};
+use crate::oip::{DecodeError, NamedTensor, raw_size, read_raw, write_raw};
 
 /// Axes that a tensor may have.
 const RANK_MAX: usize = 16;
@@ -14,7 +12,7 @@ const RANK_MAX: usize = 16;
 /// Reads one input, from `raw` where the request has raw contents, else from its typed ones.
 pub(super) fn decode(
     input: InferInputTensor,
-    raw: Option<Vec<u8>>,
+    raw: Option<Bytes>,
 ) -> Result<NamedTensor, DecodeError> {
     let name: Box<str> = input.name.into();
     let refused = |problem: String| DecodeError::Input {
@@ -36,64 +34,13 @@ pub(super) fn decode(
         (Some(_), Some(_)) => {
             Err("has typed contents although the request has raw ones".to_owned())
         }
-        (Some(raw), None) => from_raw(datatype, &raw),
+        (Some(raw), None) => read_raw(datatype, &raw).map_err(|error| error.to_string()),
         (None, Some(contents)) => from_typed(datatype, contents),
         (None, None) => from_typed(datatype, InferTensorContents::default()),
     };
     let data = data.map_err(refused)?;
     let tensor = Tensor::new(shape, data).map_err(|error| refused(error.to_string()))?;
     Ok(NamedTensor { name, tensor })
-}
-
-fn from_raw(datatype: DataType, raw: &[u8]) -> Result<TensorData, String> {
-    macro_rules! numbers {
-        ($number:ty) => {{
-            let (elements, rest) = raw.as_chunks::<{ size_of::<$number>() }>();
-            if !rest.is_empty() {
-                let (bytes, size) = (raw.len(), size_of::<$number>());
-                return Err(format!(
-                    "{bytes} raw bytes are no whole number of {size}-byte elements"
-                ));
-            }
-            elements
-                .iter()
-                .map(|bytes| <$number>::from_le_bytes(*bytes))
-                .collect()
-        }};
-    }
-    Ok(match datatype {
-        DataType::Bool => TensorData::Bool(raw.iter().map(|&byte| byte != 0).collect()),
-        DataType::Uint8 => TensorData::Uint8(raw.to_vec()),
-        DataType::Uint16 => TensorData::Uint16(numbers!(u16)),
-        DataType::Uint32 => TensorData::Uint32(numbers!(u32)),
-        DataType::Uint64 => TensorData::Uint64(numbers!(u64)),
-        DataType::Int8 => TensorData::Int8(numbers!(i8)),
-        DataType::Int16 => TensorData::Int16(numbers!(i16)),
-        DataType::Int32 => TensorData::Int32(numbers!(i32)),
-        DataType::Int64 => TensorData::Int64(numbers!(i64)),
-        DataType::Fp16 => TensorData::Fp16(numbers!(u16)),
-        DataType::Bf16 => TensorData::Bf16(numbers!(u16)),
-        DataType::Fp32 => TensorData::Fp32(numbers!(f32)),
-        DataType::Fp64 => TensorData::Fp64(numbers!(f64)),
-        DataType::Bytes => TensorData::Bytes(texts(raw)?),
-    })
-}
-
-fn texts(raw: &[u8]) -> Result<Vec<Vec<u8>>, String> {
-    let mut rest = raw;
-    let mut elements = Vec::new();
-    while !rest.is_empty() {
-        let element = rest.split_first_chunk::<4>().and_then(|(length, after)| {
-            let length = usize::try_from(u32::from_le_bytes(*length)).ok()?;
-            after.split_at_checked(length)
-        });
-        let Some((element, after)) = element else {
-            return Err("its raw bytes end within an element".to_owned());
-        };
-        elements.push(element.to_vec());
-        rest = after;
-    }
-    Ok(elements)
 }
 
 fn from_typed(datatype: DataType, contents: InferTensorContents) -> Result<TensorData, String> {
@@ -133,7 +80,9 @@ fn from_typed(datatype: DataType, contents: InferTensorContents) -> Result<Tenso
         }
         DataType::Fp32 => TensorData::Fp32(contents.fp32_contents),
         DataType::Fp64 => TensorData::Fp64(contents.fp64_contents),
-        DataType::Bytes => TensorData::Bytes(contents.bytes_contents),
+        DataType::Bytes => {
+            TensorData::Bytes(contents.bytes_contents.into_iter().map(Vec::from).collect())
+        }
     };
     if data.len() != given {
         return Err(format!("has contents of another datatype than {datatype}"));
@@ -142,40 +91,10 @@ fn from_typed(datatype: DataType, contents: InferTensorContents) -> Result<Tenso
 }
 
 /// The raw form of a tensor's elements.
-pub(super) fn encode(data: &TensorData) -> Vec<u8> {
-    macro_rules! bytes {
-        ($values:expr) => {
-            $values
-                .iter()
-                .flat_map(|value| value.to_le_bytes())
-                .collect()
-        };
-    }
-    match data {
-        TensorData::Bool(values) => values.iter().map(|&value| u8::from(value)).collect(),
-        TensorData::Uint8(values) => values.clone(),
-        TensorData::Uint16(values) | TensorData::Fp16(values) | TensorData::Bf16(values) => {
-            bytes!(values)
-        }
-        TensorData::Uint32(values) => bytes!(values),
-        TensorData::Uint64(values) => bytes!(values),
-        TensorData::Int8(values) => bytes!(values),
-        TensorData::Int16(values) => bytes!(values),
-        TensorData::Int32(values) => bytes!(values),
-        TensorData::Int64(values) => bytes!(values),
-        TensorData::Fp32(values) => bytes!(values),
-        TensorData::Fp64(values) => bytes!(values),
-        TensorData::Bytes(values) => {
-            let mut raw = Vec::with_capacity(values.iter().map(|value| value.len() + 4).sum());
-            for value in values {
-                // An answer fits a message, which is shorter than 4 GiB.
-                let length = u32::try_from(value.len()).unwrap_or(u32::MAX);
-                raw.extend_from_slice(&length.to_le_bytes());
-                raw.extend_from_slice(value);
-            }
-            raw
-        }
-    }
+pub(super) fn encode(data: &TensorData) -> Bytes {
+    let mut raw = Vec::with_capacity(raw_size(data));
+    write_raw(&mut raw, data);
+    raw.into()
 }
 
 #[cfg(test)]
@@ -199,7 +118,7 @@ mod tests {
     }
 
     fn refusal(input: InferInputTensor, raw: Option<Vec<u8>>) -> String {
-        decode(input, raw).unwrap_err().to_string()
+        decode(input, raw.map(Bytes::from)).unwrap_err().to_string()
     }
 
     #[test]
@@ -280,7 +199,7 @@ mod tests {
         #[test]
         fn any_bytes_are_taken_or_refused(raw in proptest::collection::vec(any::<u8>(), 0..64), shape in proptest::collection::vec(-2_i64..5, 0..4)) {
             for datatype in DataType::ALL {
-                drop(decode(input(datatype.as_str(), &shape, None), Some(raw.clone())));
+                drop(decode(input(datatype.as_str(), &shape, None), Some(raw.clone().into())));
             }
         }
     }

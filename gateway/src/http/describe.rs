@@ -61,29 +61,13 @@ struct VersionStatistics<'a> {
 /// The statistics of one version, of one model's, or of all.
 pub(super) fn statistics(core: &Core, target: Option<&Target>) -> Result<Value, Refusal> {
     let table = core.table.snapshot();
-    let versions: Vec<&LoadedVersion> = match target {
-        None => {
-            let models = table.iter().flat_map(|table| table.models());
-            models.flat_map(versions_of).collect()
-        }
-        Some(target) => {
-            let model = route::model(table.as_deref(), target)?;
-            match &target.version {
-                Some(version) => vec![&**route::named(model, target, version)?],
-                None => versions_of(model).collect(),
-            }
-        }
-    };
+    let versions = route::versions(table.as_deref(), target)?;
     let statistics = versions.iter().map(|version| VersionStatistics {
         name: &version.model,
         version: &version.label,
         totals: version.statistics.totals(),
     });
     Ok(json!({"model_stats": statistics.collect::<Vec<_>>()}))
-}
-
-fn versions_of(model: &ServedModel) -> impl Iterator<Item = &LoadedVersion> {
-    model.versions.values().map(|version| &**version)
 }
 
 /// What a repository index may be asked for.
@@ -94,8 +78,7 @@ struct IndexRequest {
     ready: bool,
 }
 
-/// Every loaded version, and what an alias names that is not loaded. There is one repository, so its
-/// name is not looked at.
+/// What the one repository holds; its name is not looked at.
 pub(super) fn repository_index(core: &Core, body: &[u8]) -> Result<Value, Refusal> {
     let asked = match body {
         [] => IndexRequest::default(),
@@ -103,29 +86,8 @@ pub(super) fn repository_index(core: &Core, body: &[u8]) -> Result<Value, Refusa
             .map_err(|_| Refusal::settings("the body is no index request: `{\"ready\": bool}`"))?,
     };
     let table = core.table.snapshot();
-    let mut index = Vec::new();
-    for model in table.iter().flat_map(|table| table.models()) {
-        let name = &*model.name;
-        for version in model.versions.keys() {
-            let version = version.to_string();
-            index.push(json!({"name": name, "version": version, "state": "READY", "reason": ""}));
-        }
-        if asked.ready {
-            continue;
-        }
-        for (alias, version) in &model.aliases {
-            if !model.versions.contains_key(version) {
-                let reason = format!("not loaded, though alias `{alias}` names it");
-                let version = version.to_string();
-                index.push(json!({"name": name, "version": version, "state": "UNAVAILABLE", "reason": reason}));
-            }
-        }
-        if model.versions.is_empty() && model.aliases.is_empty() {
-            let reason = "no version is ready";
-            index.push(json!({"name": name, "state": "UNAVAILABLE", "reason": reason}));
-        }
-    }
-    Ok(Value::Array(index))
+    let index = table.as_ref().map(|table| table.index(asked.ready));
+    Ok(json!(index.unwrap_or_default()))
 }
 
 /// Traces are not offered: these are the settings of a server that takes none.

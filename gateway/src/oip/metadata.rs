@@ -3,7 +3,8 @@
 use engine::{DataType, Signature, TensorSpec};
 use serde_json::{Value, json};
 
-const PLATFORM: &str = "onnx_onnxv1";
+/// What runs the models, as metadata and configuration name it.
+pub(crate) const PLATFORM: &str = "onnx_onnxv1";
 
 /// The answer to `GET /v2`.
 pub(crate) fn server_metadata(extensions: &[&str]) -> Value {
@@ -31,12 +32,9 @@ fn tensors(specs: &[TensorSpec]) -> Vec<Value> {
 }
 
 /// The answer to `GET /v2/models/{model}/config`: Triton's model configuration, as its clients read
-/// it. A model whose every input and output begins with an axis that varies takes batches; that axis
-/// is then left out of the dimensions.
+/// it. Where the model takes batches, their axis is left out of the dimensions.
 pub(crate) fn model_config(name: &str, signature: &Signature, rows_max: usize) -> Value {
-    let specs = || signature.inputs.iter().chain(&signature.outputs);
-    let batches =
-        !signature.inputs.is_empty() && specs().all(|spec| matches!(spec.shape.first(), Some(-1)));
+    let batches = takes_batches(signature);
     let tensor = |spec: &TensorSpec| {
         let dims = &spec.shape[usize::from(batches)..];
         json!({"name": spec.name, "data_type": type_name(spec.datatype), "dims": dims})
@@ -54,6 +52,12 @@ pub(crate) fn model_config(name: &str, signature: &Signature, rows_max: usize) -
         "response_cache": {"enable": false},
         "parameters": {},
     })
+}
+
+/// Whether every input and output begins with an axis that varies.
+pub(crate) fn takes_batches(signature: &Signature) -> bool {
+    let mut specs = signature.inputs.iter().chain(&signature.outputs);
+    !signature.inputs.is_empty() && specs.all(|spec| matches!(spec.shape.first(), Some(-1)))
 }
 
 /// A datatype as a model configuration names it.

@@ -1,216 +1,15 @@
-//! gRPC by a client whose messages were written from the protocol, not taken from the gateway.
+//! Unary calls over gRPC.
 
 use std::collections::HashMap;
 
-use prost::Message;
-use tonic::client::Grpc;
-use tonic::codegen::http::uri::PathAndQuery;
-use tonic::transport::Channel;
-use tonic::{Code, Status};
-use tonic_prost::ProstCodec;
+use tonic::Code;
 
-use crate::onnx::{affine, whole_numbers};
+use crate::grpc_client::{
+    Client, Contents, Empty, Flag, Health, Named, Output, Parameter, Request, Tensor, features,
+    floats, gateway, request,
+};
+use crate::onnx::affine;
 use crate::operator::{Operator, Project};
-use crate::process::{Gateway, Setup};
-
-#[derive(Clone, PartialEq, Message)]
-struct Empty {}
-
-#[derive(Clone, PartialEq, Message)]
-struct Flag {
-    #[prost(bool, tag = "1")]
-    value: bool,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Named {
-    #[prost(string, tag = "1")]
-    name: String,
-    #[prost(string, tag = "2")]
-    version: String,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Metadata {
-    #[prost(string, tag = "1")]
-    name: String,
-    #[prost(string, repeated, tag = "2")]
-    versions: Vec<String>,
-    #[prost(string, tag = "3")]
-    platform: String,
-    #[prost(message, repeated, tag = "4")]
-    inputs: Vec<Tensor>,
-    #[prost(message, repeated, tag = "5")]
-    outputs: Vec<Tensor>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Health {
-    #[prost(int32, tag = "1")]
-    status: i32,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Contents {
-    #[prost(int32, repeated, tag = "2")]
-    int: Vec<i32>,
-    #[prost(int64, repeated, tag = "3")]
-    int64: Vec<i64>,
-    #[prost(float, repeated, tag = "6")]
-    fp32: Vec<f32>,
-    #[prost(double, repeated, tag = "7")]
-    fp64: Vec<f64>,
-    #[prost(bytes = "vec", repeated, tag = "8")]
-    bytes: Vec<Vec<u8>>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Tensor {
-    #[prost(string, tag = "1")]
-    name: String,
-    #[prost(string, tag = "2")]
-    datatype: String,
-    #[prost(int64, repeated, tag = "3")]
-    shape: Vec<i64>,
-    #[prost(message, optional, tag = "5")]
-    contents: Option<Contents>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Parameter {
-    #[prost(bool, optional, tag = "1")]
-    bool: Option<bool>,
-    #[prost(int64, optional, tag = "2")]
-    int64: Option<i64>,
-    #[prost(string, optional, tag = "3")]
-    string: Option<String>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Output {
-    #[prost(string, tag = "1")]
-    name: String,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Request {
-    #[prost(string, tag = "1")]
-    model_name: String,
-    #[prost(string, tag = "2")]
-    model_version: String,
-    #[prost(string, tag = "3")]
-    id: String,
-    #[prost(map = "string, message", tag = "4")]
-    parameters: HashMap<String, Parameter>,
-    #[prost(message, repeated, tag = "5")]
-    inputs: Vec<Tensor>,
-    #[prost(message, repeated, tag = "6")]
-    outputs: Vec<Output>,
-    #[prost(bytes = "vec", repeated, tag = "7")]
-    raw: Vec<Vec<u8>>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Response {
-    #[prost(string, tag = "1")]
-    model_name: String,
-    #[prost(string, tag = "2")]
-    model_version: String,
-    #[prost(string, tag = "3")]
-    id: String,
-    #[prost(map = "string, message", tag = "4")]
-    parameters: HashMap<String, Parameter>,
-    #[prost(message, repeated, tag = "5")]
-    outputs: Vec<Tensor>,
-    #[prost(bytes = "vec", repeated, tag = "6")]
-    raw: Vec<Vec<u8>>,
-}
-
-/// A client with a runtime to run on.
-struct Client {
-    runtime: tokio::runtime::Runtime,
-    grpc: Grpc<Channel>,
-}
-
-impl Client {
-    fn of(gateway: &Gateway) -> Self {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
-        let address = format!("http://{}", gateway.grpc);
-        let channel = runtime
-            .block_on(Channel::from_shared(address).unwrap().connect())
-            .unwrap();
-        let grpc = Grpc::new(channel)
-            .max_decoding_message_size(usize::MAX)
-            .max_encoding_message_size(usize::MAX);
-        Self { runtime, grpc }
-    }
-
-    fn call<A, R>(&mut self, path: &'static str, asked: A) -> Result<R, Status>
-    where
-        A: Message + 'static,
-        R: Message + Default + 'static,
-    {
-        let grpc = &mut self.grpc;
-        self.runtime.block_on(async {
-            grpc.ready().await.unwrap();
-            let path = PathAndQuery::from_static(path);
-            let answered = grpc.unary(
-                tonic::Request::new(asked),
-                path,
-                ProstCodec::<A, R>::default(),
-            );
-            answered.await.map(tonic::Response::into_inner)
-        })
-    }
-
-    fn infer(&mut self, request: Request) -> Result<Response, Status> {
-        self.call("/inference.GRPCInferenceService/ModelInfer", request)
-    }
-
-    fn metadata(&mut self, name: &str, version: &str) -> Result<Metadata, Status> {
-        let named = Named {
-            name: name.into(),
-            version: version.into(),
-        };
-        self.call("/inference.GRPCInferenceService/ModelMetadata", named)
-    }
-}
-
-fn gateway() -> Gateway {
-    Gateway::with_models(&Setup {
-        models: vec![("m", affine(&[1.0, 2.0], 0.5)), ("whole", whole_numbers())],
-        config: "[http]\nbody_bytes_max = 100000",
-        ..Setup::default()
-    })
-}
-
-fn features(shape: &[i64], contents: Option<Contents>) -> Tensor {
-    Tensor {
-        name: "features".into(),
-        datatype: "FP32".into(),
-        shape: shape.to_vec(),
-        contents,
-    }
-}
-
-fn floats(values: &[f32]) -> Vec<u8> {
-    values
-        .iter()
-        .flat_map(|value| value.to_le_bytes())
-        .collect()
-}
-
-fn request(inputs: Vec<Tensor>, raw: Vec<Vec<u8>>) -> Request {
-    Request {
-        model_name: "m".into(),
-        inputs,
-        raw,
-        ..Request::default()
-    }
-}
 
 #[test]
 fn typed_and_raw_contents_are_answered_alike_in_raw_form() {
@@ -388,7 +187,7 @@ fn what_is_wrong_has_a_code_and_a_sentence() {
                 raw: vec![vec![0; 200_000]],
                 ..good()
             },
-            Code::OutOfRange,
+            Code::ResourceExhausted,
             "200",
         ),
     ];

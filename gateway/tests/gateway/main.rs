@@ -3,6 +3,9 @@
 
 mod admin;
 mod grpc;
+mod grpc_client;
+mod grpc_stream;
+mod grpc_surface;
 mod http;
 mod kill;
 mod onnx;

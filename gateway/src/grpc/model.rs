@@ -1,0 +1,146 @@
+//! What is served: readiness, metadata, configuration.
+
+use engine::{DataType, TensorSpec};
+use registry::ModelName;
+use tonic::Status;
+
+use super::message::{
+    DataType as TypeName, ModelConfig, ModelConfigRequest, ModelConfigResponse, ModelInput,
+    ModelMetadataRequest, ModelMetadataResponse, ModelOutput, ModelReadyRequest,
+    ModelReadyResponse, ModelTransactionPolicy, ServerLiveResponse, ServerMetadataResponse,
+    ServerReadyResponse, TensorMetadata,
+};
+use super::status;
+use crate::oip;
+use crate::route::{self, RouteError, Target};
+use crate::serve::Core;
+use crate::table::{LoadedVersion, ServedModel};
+
+pub(super) fn live() -> ServerLiveResponse {
+    ServerLiveResponse { live: true }
+}
+
+pub(super) fn ready(core: &Core) -> ServerReadyResponse {
+    ServerReadyResponse {
+        ready: core.is_ready(),
+    }
+}
+
+pub(super) fn server(core: &Core) -> ServerMetadataResponse {
+    ServerMetadataResponse {
+        name: env!("CARGO_PKG_NAME").to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        extensions: core
+            .extensions()
+            .iter()
+            .map(|&name| name.to_owned())
+            .collect(),
+    }
+}
+
+/// The model and version that a message names; an empty version is none.
+pub(super) fn target(model: &str, version: &str) -> Result<Target, Status> {
+    let model: ModelName = model.parse().map_err(|error| status::of_name(&error))?;
+    let version = (!version.is_empty()).then(|| version.into());
+    Ok(Target { model, version })
+}
+
+/// Unknown models are not ready, as Triton has it; that is no error.
+pub(super) fn model_ready(core: &Core, asked: &ModelReadyRequest) -> ModelReadyResponse {
+    let known = target(&asked.name, &asked.version)
+        .is_ok_and(|target| of_version(core, &target, |_, _| ()).is_ok());
+    ModelReadyResponse {
+        ready: known && !core.is_draining(),
+    }
+}
+
+pub(super) fn metadata(
+    core: &Core,
+    asked: &ModelMetadataRequest,
+) -> Result<ModelMetadataResponse, Status> {
+    let tensors = |specs: &[TensorSpec]| {
+        let tensor = |spec: &TensorSpec| TensorMetadata {
+            name: spec.name.clone(),
+            datatype: spec.datatype.as_str().to_owned(),
+            shape: spec.shape.clone(),
+        };
+        specs.iter().map(tensor).collect()
+    };
+    let target = target(&asked.name, &asked.version)?;
+    let metadata = of_version(core, &target, |model, version| ModelMetadataResponse {
+        name: model.name.to_string(),
+        versions: model.versions.keys().map(u32::to_string).collect(),
+        platform: oip::PLATFORM.to_owned(),
+        inputs: tensors(&version.public.inputs),
+        outputs: tensors(&version.public.outputs),
+        properties: Default::default(),
+    });
+    metadata.map_err(|error| status::of_route(&error))
+}
+
+/// Triton's model configuration, as its clients read it. Where the model takes batches, their axis is
+/// left out of the dimensions.
+pub(super) fn config(
+    core: &Core,
+    asked: &ModelConfigRequest,
+) -> Result<ModelConfigResponse, Status> {
+    let target = target(&asked.name, &asked.version)?;
+    let config = of_version(core, &target, |model, version| {
+        let batches = oip::takes_batches(&version.public);
+        let rows_max = i32::try_from(core.limits.rows_max).unwrap_or(i32::MAX);
+        let dims = |spec: &TensorSpec| spec.shape[usize::from(batches)..].to_vec();
+        let input = |spec: &TensorSpec| ModelInput {
+            name: spec.name.clone(),
+            data_type: type_name(spec.datatype).into(),
+            dims: dims(spec),
+        };
+        let output = |spec: &TensorSpec| ModelOutput {
+            name: spec.name.clone(),
+            data_type: type_name(spec.datatype).into(),
+            dims: dims(spec),
+        };
+        ModelConfig {
+            name: model.name.to_string(),
+            platform: oip::PLATFORM.to_owned(),
+            backend: "onnx".to_owned(),
+            max_batch_size: if batches { rows_max } else { 0 },
+            input: version.public.inputs.iter().map(input).collect(),
+            output: version.public.outputs.iter().map(output).collect(),
+            model_transaction_policy: Some(ModelTransactionPolicy { decoupled: false }),
+        }
+    });
+    let config = config.map_err(|error| status::of_route(&error))?;
+    Ok(ModelConfigResponse {
+        config: Some(config),
+    })
+}
+
+fn of_version<T>(
+    core: &Core,
+    target: &Target,
+    tell: impl FnOnce(&ServedModel, &LoadedVersion) -> T,
+) -> Result<T, RouteError> {
+    let table = core.table.snapshot();
+    let model = route::model(table.as_deref(), target)?;
+    let version = route::named_or_champion(model, target)?;
+    Ok(tell(model, version))
+}
+
+fn type_name(datatype: DataType) -> TypeName {
+    match datatype {
+        DataType::Bool => TypeName::TypeBool,
+        DataType::Uint8 => TypeName::TypeUint8,
+        DataType::Uint16 => TypeName::TypeUint16,
+        DataType::Uint32 => TypeName::TypeUint32,
+        DataType::Uint64 => TypeName::TypeUint64,
+        DataType::Int8 => TypeName::TypeInt8,
+        DataType::Int16 => TypeName::TypeInt16,
+        DataType::Int32 => TypeName::TypeInt32,
+        DataType::Int64 => TypeName::TypeInt64,
+        DataType::Fp16 => TypeName::TypeFp16,
+        DataType::Bf16 => TypeName::TypeBf16,
+        DataType::Fp32 => TypeName::TypeFp32,
+        DataType::Fp64 => TypeName::TypeFp64,
+        DataType::Bytes => TypeName::TypeString,
+    }
+}
