@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::tensor::{DataType, Tensor};
+use crate::tensor::{DataType, Tensor, TensorData};
 
 /// One input or output of a model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,13 +32,21 @@ impl TensorSpec {
                 .iter()
                 .zip(&self.shape)
                 .all(|(&found, &expected)| expected < 0 || usize::try_from(expected) == Ok(found));
-        if fits {
-            return None;
+        if !fits {
+            return Some(format!(
+                "expected shape {:?}, found {:?}",
+                self.shape,
+                tensor.shape()
+            ));
         }
+        let TensorData::Bytes(texts) = tensor.data() else {
+            return None;
+        };
+        // Strings of ONNX are UTF-8, and engines end them with a zero.
+        let is_text = |bytes: &Vec<u8>| !bytes.contains(&0) && std::str::from_utf8(bytes).is_ok();
+        let place = texts.iter().position(|bytes| !is_text(bytes))?;
         Some(format!(
-            "expected shape {:?}, found {:?}",
-            self.shape,
-            tensor.shape()
+            "expected text in UTF-8 without zeros, found other bytes in element {place}"
         ))
     }
 }
@@ -61,5 +69,33 @@ impl Signature {
             .zip(inputs)
             .find(|(spec, _)| spec.shape.first() == Some(&-1))
             .and_then(|(_, tensor)| tensor.shape().first().copied())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_fit_is_told_and_bytes_that_are_no_text_do_not() {
+        let spec = |datatype, shape: &[i64]| TensorSpec {
+            name: "x".to_owned(),
+            datatype,
+            shape: shape.to_vec(),
+        };
+        let tensor = |texts: &[&[u8]]| {
+            let texts: Vec<Vec<u8>> = texts.iter().map(|text| text.to_vec()).collect();
+            Tensor::new(vec![texts.len()], TensorData::Bytes(texts)).unwrap()
+        };
+        let open = spec(DataType::Bytes, &[-1]);
+        assert_eq!(open.mismatch(&tensor(&[b"", "é".as_bytes()])), None);
+        for wrong in [&b"\xff"[..], b"a\0b"] {
+            let told = open.mismatch(&tensor(&[b"a", wrong])).unwrap();
+            assert!(told.contains("element 1"), "{told}");
+        }
+        let two = spec(DataType::Bytes, &[2]).mismatch(&tensor(&[b"a"]));
+        assert!(two.unwrap().contains("shape"));
+        let number = spec(DataType::Fp32, &[-1]).mismatch(&tensor(&[b"a"]));
+        assert!(number.unwrap().contains("FP32"));
     }
 }

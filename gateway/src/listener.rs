@@ -1,40 +1,35 @@
 //! The HTTP listener: one serving thread per core, each with its own runtime and its own socket on
 //! the same port (`SO_REUSEPORT`), so that a connection lives and dies on one thread.
 //!
-//! Owns connections: how many, how long they may be silent, and how they end in a drain.
+//! Owns connections: how many, how long they may be silent, and how they end in a drain. HTTP/1.1 and
+//! HTTP/2 without TLS (prior knowledge) share the port.
 
+mod converse;
+mod preface;
 mod stall;
 
-use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use dashmap::{DashMap, Entry};
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Limits;
-use crate::http::respond;
 use crate::predict::Desk;
 
-use stall::Unstalled;
+use converse::converse;
 
 /// Connections that the kernel may hold for one thread until it accepts them.
 const BACKLOG: i32 = 1024;
 /// Pause after a failed accept: out of file descriptors, a loop would only burn the core.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
-/// hyper's own floor of a read buffer.
-const READ_BUFFER_MIN: usize = 64 << 10;
 
 /// Binds `count` sockets to one address; with port 0 the first one chooses it for all.
 ///
@@ -219,42 +214,6 @@ fn admit(
     };
     // A socket that the peer has closed already takes no option; its connection ends by itself.
     drop(stream.set_nodelay(true));
-    connections.spawn(converse(connected, stream, idle.clone()));
-}
-
-/// Serves one connection to its end.
-async fn converse(connected: Connected, stream: TcpStream, idle: CancellationToken) {
-    let desk = Arc::clone(&connected.desk);
-    let limits = desk.core.limits;
-    let io = TokioIo::new(Unstalled::new(stream, limits.write_timeout));
-    let service = service_fn(move |request| {
-        let desk = Arc::clone(&desk);
-        async move { Ok::<_, Infallible>(respond(desk, request).await) }
-    });
-    let connection = protocol(&limits).serve_connection(io, service);
-    let mut connection = pin!(connection);
-    let ended = tokio::select! {
-        biased;
-        ended = connection.as_mut() => ended,
-        () = idle.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(%error, "connection ended badly");
-    }
-}
-
-/// hyper's header timeout does nothing without a timer; with one it bounds silent connections and
-/// idle keep-alives too.
-fn protocol(limits: &Limits) -> http1::Builder {
-    let mut builder = http1::Builder::new();
-    builder
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits.header_timeout)
-        .max_header_size(limits.header_bytes_max)
-        .max_buf_size(limits.header_bytes_max.max(READ_BUFFER_MIN))
-        .keep_alive(true);
-    builder
+    let tasks = connections.clone();
+    connections.spawn(converse(connected, stream, idle.clone(), tasks));
 }

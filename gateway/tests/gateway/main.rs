@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod admin;
+mod conformance;
 mod grpc;
 mod grpc_client;
 mod grpc_stream;

@@ -1,6 +1,6 @@
 //! Small ONNX files, written as the trainer writes its own.
 
-use engine::proto::tensor_proto::DataType;
+pub(crate) use engine::proto::tensor_proto::DataType;
 use engine::proto::tensor_shape_proto::{Dimension, dimension};
 use engine::proto::{
     GraphProto, Message, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TensorShapeProto,
@@ -32,11 +32,17 @@ pub(crate) fn affine(weights: &[f32], bias: f32) -> Vec<u8> {
 
 /// `i` INT64 [-1] → `j` INT64 [-1], unchanged.
 pub(crate) fn whole_numbers() -> Vec<u8> {
+    identity(["i", "j"], DataType::Int64, &[-1])
+}
+
+/// One tensor of `dims`, unchanged, under another name.
+pub(crate) fn identity(names: [&str; 2], datatype: DataType, dims: &[i64]) -> Vec<u8> {
+    let [input, output] = names;
     model(GraphProto {
-        name: "whole".into(),
-        node: vec![node("Identity", &["i"], "j")],
-        input: vec![value("i", DataType::Int64, &[-1])],
-        output: vec![value("j", DataType::Int64, &[-1])],
+        name: "identity".into(),
+        node: vec![node("Identity", &[input], output)],
+        input: vec![value(input, datatype, dims)],
+        output: vec![value(output, datatype, dims)],
         ..Default::default()
     })
 }
