@@ -16,6 +16,14 @@ demo: build
 	$(BIN)/loopgate-bench demo --loopgate $(BIN)/loopgate --trainer $(BIN)/loopgate-trainer \
 		--project bench/flights --out target/demo --until $(UNTIL) --seed $(SEED)
 
+# The short form of every scenario but the peers: about eight minutes on an idle machine.
+bench: build
+	$(BIN)/loopgate-bench all $(BENCH_OPTIONS)
+
+# Installs what is compared (about 3 GiB of Python) and measures it: about fifteen minutes after that.
+bench-peers: build
+	$(BIN)/loopgate-bench peers $(BENCH_OPTIONS) --cache $(HOME)/.cache/loopgate/peers
+
 test: setup
 	. deploy/setup/env.sh && $(CARGO) test --release --workspace --locked
 

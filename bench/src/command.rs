@@ -1,13 +1,20 @@
 //! The command line of `loopgate-bench`.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use chrono::NaiveDate;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::bare::{Bare, serve_bare};
 use crate::demo::{Demo, run_demo};
-use crate::steady::{Steady, run_steady};
+use crate::load::{Arrivals, Call, Load, Transport};
+use crate::machine::{Cores, pin_self};
+use crate::scenario::peers::Peers;
+use crate::scenario::swap::Swap;
+use crate::scenario::{Bench, drain, engines, overload, peers, skew, steady, swap};
 
 /// Load, scenarios and the demo's replay, over HTTP only.
 #[derive(Debug, Parser)]
@@ -21,8 +28,26 @@ pub(crate) struct Command {
 enum Scenario {
     /// Replays a year of flights through a gateway and reports what the loop was worth.
     Demo(DemoArguments),
-    /// Sends one request body over and over on N connections (closed loop) and reports latency.
-    Steady(SteadyArguments),
+    /// Throughput of one core, as a share of a bare hyper server's; latency at half of it.
+    Steady(BenchArguments),
+    /// Goodput from half of capacity to ten times it.
+    Overload(BenchArguments),
+    /// A new champion each second: failures, tail, memory.
+    Swap(SwapArguments),
+    /// SIGTERM under load.
+    Drain(BenchArguments),
+    /// A few hot connections against many cold ones, on two serving threads.
+    Skew(BenchArguments),
+    /// The same file in each engine, at batch 1, 8 and 64.
+    Engines(BenchArguments),
+    /// The servers that people use today, on the same file.
+    Peers(PeersArguments),
+    /// The short form of every scenario but the peers.
+    All(BenchArguments),
+    /// A plain hyper server that reads any body and answers the same bytes.
+    Bare(BareArguments),
+    /// The load generator alone, against any server.
+    Load(LoadArguments),
 }
 
 #[derive(Debug, Args)]
@@ -46,24 +71,100 @@ struct DemoArguments {
     seed: u64,
 }
 
+/// What all scenarios take.
 #[derive(Debug, Args)]
-struct SteadyArguments {
-    /// The gateway's data listener, as `http://127.0.0.1:8000`.
+struct BenchArguments {
+    /// The gateway's binary.
     #[arg(long)]
-    url: String,
+    loopgate: PathBuf,
+    /// Where results, projects and logs go.
+    #[arg(long, default_value = "target/bench")]
+    out: PathBuf,
+    /// Where results are kept for good as well.
+    #[arg(long, value_name = "DIR")]
+    record: Option<PathBuf>,
+    /// Interleaved runs of which medians are taken.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Length of one run, in seconds.
+    #[arg(long, default_value_t = 2.0)]
+    seconds: f64,
+    #[arg(long, default_value_t = 7)]
+    seed: u64,
+}
+
+#[derive(Debug, Args)]
+struct SwapArguments {
+    #[command(flatten)]
+    bench: BenchArguments,
+    /// Length of each of the three phases, in seconds.
+    #[arg(long, default_value_t = 60)]
+    phase: u64,
+    /// Swaps one right after the other in a last phase, for memory.
+    #[arg(long, default_value_t = 0)]
+    swaps: usize,
+}
+
+#[derive(Debug, Args)]
+struct PeersArguments {
+    #[command(flatten)]
+    bench: BenchArguments,
+    /// The folder with a peer's files each.
+    #[arg(long, default_value = "bench/peers")]
+    files: PathBuf,
+    /// Where their virtual environments are kept.
     #[arg(long)]
-    model: String,
-    /// A file with the body of one infer request.
+    cache: PathBuf,
+    /// The Python that makes them; 3.10 to 3.12.
+    #[arg(long, default_value = "python3")]
+    python: PathBuf,
+    /// Only these.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+struct BareArguments {
+    /// Where it listens.
+    #[arg(long)]
+    http: SocketAddr,
+    /// The body of every answer.
+    #[arg(long)]
+    answer: PathBuf,
+    /// The answer is binary, with a JSON head of so many bytes.
+    #[arg(long)]
+    header_length: Option<usize>,
+}
+
+#[derive(Debug, Args)]
+struct LoadArguments {
+    /// The server, as `127.0.0.1:8000`.
+    #[arg(long)]
+    address: SocketAddr,
+    #[arg(long)]
+    path: String,
+    /// A file with the body of each request; for gRPC one message without its frame.
     #[arg(long)]
     body: PathBuf,
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, value_enum, default_value = "keep-alive")]
+    transport: TransportName,
+    #[arg(long, default_value_t = 16)]
     connections: usize,
-    /// Length of one run, in seconds.
-    #[arg(long, default_value_t = 10)]
-    seconds: u64,
-    /// Runs of which the medians are printed.
-    #[arg(long, default_value_t = 5)]
-    runs: usize,
+    /// Arrivals a second of an open loop; without it the loop is closed.
+    #[arg(long)]
+    rate: Option<f64>,
+    #[arg(long, default_value_t = 10.0)]
+    seconds: f64,
+    #[arg(long, default_value_t = 7)]
+    seed: u64,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum TransportName {
+    KeepAlive,
+    ConnectionPerRequest,
+    Http2,
+    Grpc,
 }
 
 impl Command {
@@ -71,7 +172,31 @@ impl Command {
     pub(crate) async fn run(self) -> Result<()> {
         match self.scenario {
             Scenario::Demo(arguments) => arguments.run().await,
-            Scenario::Steady(arguments) => arguments.run().await,
+            Scenario::Steady(arguments) => {
+                let bench = arguments.bench()?;
+                bench.keep(&steady::run(&bench).await?)
+            }
+            Scenario::Overload(arguments) => {
+                let bench = arguments.bench()?;
+                bench.keep(&overload::run(&bench).await?)
+            }
+            Scenario::Swap(arguments) => arguments.run().await,
+            Scenario::Drain(arguments) => {
+                let bench = arguments.bench()?;
+                bench.keep(&drain::run(&bench).await?)
+            }
+            Scenario::Skew(arguments) => {
+                let bench = arguments.bench()?;
+                bench.keep(&skew::run(&bench).await?)
+            }
+            Scenario::Engines(arguments) => {
+                let bench = arguments.bench()?;
+                bench.keep(&engines::run(&bench).await?)
+            }
+            Scenario::Peers(arguments) => arguments.run().await,
+            Scenario::All(arguments) => all(&arguments.bench()?).await,
+            Scenario::Bare(arguments) => arguments.run().await,
+            Scenario::Load(arguments) => arguments.run().await,
         }
     }
 }
@@ -104,20 +229,105 @@ impl DemoArguments {
     }
 }
 
-impl SteadyArguments {
+impl BenchArguments {
+    /// Takes the generator's core, before any thread is started.
+    fn bench(self) -> Result<Bench> {
+        if let Some(cores) = Cores::of_machine() {
+            pin_self(cores.generator);
+        }
+        Ok(Bench {
+            loopgate: absolute(&self.loopgate)?,
+            out: self.out,
+            record: self.record,
+            rounds: self.rounds.max(1),
+            run: Duration::try_from_secs_f64(self.seconds).context("no such length")?,
+            seed: self.seed,
+        })
+    }
+}
+
+impl SwapArguments {
     async fn run(self) -> Result<()> {
-        let body = std::fs::read(&self.body)
-            .with_context(|| format!("cannot read {}", self.body.display()))?;
-        run_steady(&Steady {
-            url: self.url,
-            model: self.model,
-            body,
-            connections: self.connections.max(1),
-            seconds: self.seconds.max(1),
-            runs: self.runs.max(1),
+        let bench = self.bench.bench()?;
+        let swap = Swap {
+            phase: Duration::from_secs(self.phase.max(1)),
+            swaps: self.swaps,
+        };
+        bench.keep(&swap::run(&bench, &swap).await?)
+    }
+}
+
+impl PeersArguments {
+    async fn run(self) -> Result<()> {
+        std::fs::create_dir_all(&self.cache)?;
+        let peers = Peers {
+            files: absolute(&self.files)?,
+            cache: absolute(&self.cache)?,
+            python: self.python,
+            only: self.only,
+        };
+        let bench = self.bench.bench()?;
+        bench.keep(&peers::run(&bench, &peers).await?)
+    }
+}
+
+impl BareArguments {
+    async fn run(self) -> Result<()> {
+        let answer = std::fs::read(&self.answer)
+            .with_context(|| format!("cannot read {}", self.answer.display()))?;
+        serve_bare(Bare {
+            address: self.http,
+            answer: answer.into(),
+            header_length: self.header_length,
         })
         .await
     }
+}
+
+impl LoadArguments {
+    async fn run(self) -> Result<()> {
+        const STREAMS: usize = 4;
+        let body = std::fs::read(&self.body)
+            .with_context(|| format!("cannot read {}", self.body.display()))?;
+        let call = Call {
+            path: self.path,
+            headers: Vec::new(),
+            body: body.into(),
+        };
+        let load = Load {
+            transport: match self.transport {
+                TransportName::KeepAlive => Transport::KeepAlive,
+                TransportName::ConnectionPerRequest => Transport::ConnectionPerRequest,
+                TransportName::Http2 => Transport::Http2 { streams: STREAMS },
+                TransportName::Grpc => Transport::Grpc { streams: STREAMS },
+            },
+            arrivals: match self.rate {
+                None => Arrivals::Closed,
+                Some(per_second) => Arrivals::Poisson {
+                    per_second,
+                    seed: self.seed,
+                },
+            },
+            measured: Duration::try_from_secs_f64(self.seconds).context("no such length")?,
+            ..Load::closed(self.address, vec![call], self.connections)
+        };
+        println!("{:#}", load.run_beside().await?.json());
+        Ok(())
+    }
+}
+
+/// Every scenario but the peers, short enough for ten minutes in all.
+async fn all(bench: &Bench) -> Result<()> {
+    let swap = Swap {
+        phase: Duration::from_secs(20),
+        swaps: 200,
+    };
+    bench.keep(&steady::run(bench).await?)?;
+    bench.keep(&overload::run(bench).await?)?;
+    bench.keep(&swap::run(bench, &swap).await?)?;
+    bench.keep(&drain::run(bench).await?)?;
+    bench.keep(&skew::run(bench).await?)?;
+    bench.keep(&engines::run(bench).await?)
 }
 
 fn absolute(path: &std::path::Path) -> Result<PathBuf> {

@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::client::Lane;
 use crate::flights::{read_aircraft, read_flights, read_weather};
 use crate::html::{self, Drift, Mark, MarkKind};
-use crate::process::{Gateway, first_line, machine, run};
+use crate::process::{Gateway, Start, first_line, machine, run};
 use crate::project::{self, Project};
 use crate::replay::{Observed, Progress, Replay};
 use crate::report::{Rejected, Report, Requests, Row, Seconds, Skew, by_month, by_policy};
@@ -52,7 +52,13 @@ pub(crate) async fn run_demo(demo: &Demo) -> Result<Report> {
     let import = demo.import(&project)?;
     let train_first = demo.train_first(&project, timeline.begin_ms)?;
     let log = demo.out.join("gateway.log");
-    let gateway = Gateway::start(&demo.loopgate, &project.folder, &log).await?;
+    let gateway = Gateway::start(&Start {
+        loopgate: &demo.loopgate,
+        project: &project.folder,
+        log: &log,
+        core: None,
+    })
+    .await?;
     println!(
         "gateway ready on http://{}, admin http://{}; replaying {} predictions",
         gateway.addresses.http,

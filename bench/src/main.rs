@@ -1,17 +1,28 @@
 //! Load, scenarios and the demo's replay. It sees URLs and processes, and none of our crates.
 
+mod account;
+mod bare;
+mod chart;
 mod client;
 mod command;
 mod demo;
+mod deployment;
+mod finding;
 mod flights;
 mod html;
+mod load;
+mod machine;
+mod models;
+mod onnx;
 mod process;
 mod project;
+mod question;
 mod replay;
 mod report;
+mod scenario;
 mod score;
 mod served;
-mod steady;
+mod server;
 mod timeline;
 
 use clap::Parser;

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::client::Lane;
+use crate::machine::command_on;
 
 const READY_WITHIN: Duration = Duration::from_secs(60);
 const DRAIN_WITHIN: Duration = Duration::from_secs(60);
@@ -60,6 +61,15 @@ impl Addresses {
     }
 }
 
+/// Which gateway, on which project, where.
+pub(crate) struct Start<'a> {
+    pub loopgate: &'a Path,
+    pub project: &'a Path,
+    pub log: &'a Path,
+    /// The core that it stays on, if any.
+    pub core: Option<usize>,
+}
+
 /// A running gateway; killed when dropped without [`Gateway::drain`].
 pub(crate) struct Gateway {
     child: Child,
@@ -68,24 +78,28 @@ pub(crate) struct Gateway {
 
 impl Gateway {
     /// Starts `loopgate serve` on the project and waits until it is ready.
-    pub(crate) async fn start(loopgate: &Path, project: &Path, log: &Path) -> Result<Self> {
+    pub(crate) async fn start(start: &Start<'_>) -> Result<Self> {
         let addresses = Addresses::free()?;
-        let child = Command::new(loopgate)
+        let child = command_on(start.core, start.loopgate)
             .arg("serve")
             .arg("--project")
-            .arg(project)
+            .arg(start.project)
             .args(["--http", &addresses.http.to_string()])
             .args(["--grpc", &addresses.grpc.to_string()])
             .args(["--admin", &addresses.admin.to_string()])
             .args(["--metrics", &addresses.metrics.to_string()])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(File::create(log)?)
+            .stderr(File::create(start.log)?)
             .spawn()
-            .with_context(|| format!("cannot start {}", loopgate.display()))?;
+            .with_context(|| format!("cannot start {}", start.loopgate.display()))?;
         let mut gateway = Self { child, addresses };
-        gateway.wait_ready(log).await?;
+        gateway.wait_ready(start.log).await?;
         Ok(gateway)
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     async fn wait_ready(&mut self, log: &Path) -> Result<()> {
@@ -115,8 +129,7 @@ impl Gateway {
 
     /// Asks the gateway to drain (SIGTERM) and waits for its end.
     pub(crate) async fn drain(mut self) -> Result<()> {
-        let pid = Pid::from_child(&self.child);
-        kill_process(pid, Signal::TERM)?;
+        kill_process(Pid::from_child(&self.child), Signal::TERM)?;
         let asked = Instant::now();
         while asked.elapsed() < DRAIN_WITHIN {
             if let Some(status) = self.child.try_wait()? {
