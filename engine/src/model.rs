@@ -212,10 +212,6 @@ impl Session {
             }
         };
         let outputs = outputs.map_err(|failure| match failure {
-            RunFailure::Input(place, problem) => RunError::Input {
-                name: specs[place].name.clone(),
-                problem,
-            },
             RunFailure::Stopped => RunError::Stopped { engine },
             RunFailure::Failed(reason) => RunError::Engine { engine, reason },
         })?;

@@ -22,7 +22,7 @@ use ort::value::Outlet;
 use crate::onnx::OnnxFile;
 use crate::signature::TensorSpec;
 use crate::tensor::Tensor;
-use value::{from_ort, into_ort, text_problem};
+use value::{from_ort, into_ort};
 use watchdog::Watch;
 
 /// Names a library of ONNX Runtime; when it is set, no other place is tried.
@@ -135,8 +135,6 @@ pub(crate) struct RuntimeSession {
 /// Why a run gave no outputs.
 #[derive(Debug)]
 pub(crate) enum RunFailure {
-    /// The input at this place cannot be given to the library.
-    Input(usize, String),
     /// Its deadline passed.
     Stopped,
     Failed(String),
@@ -178,11 +176,6 @@ impl RuntimeSession {
         inputs: &[Tensor],
         deadline: Option<Instant>,
     ) -> Result<Vec<Tensor>, RunFailure> {
-        for (place, input) in inputs.iter().enumerate() {
-            if let Some(problem) = text_problem(input) {
-                return Err(RunFailure::Input(place, problem));
-            }
-        }
         let Some(deadline) = deadline else {
             return run(&mut self.session, &self.watch, inputs).map_err(RunFailure::Failed);
         };

@@ -62,13 +62,22 @@ pub struct Signature {
 }
 
 impl Signature {
-    /// The rows that `inputs` hold: the first axis of the first input whose first axis varies.
+    /// The rows that `inputs` hold: the length of the first axis of those inputs whose first axis
+    /// varies. None where there is no such input, or their lengths differ: then the first axis is
+    /// no batch, and the inputs are one row.
     pub fn rows(&self, inputs: &[Tensor]) -> Option<usize> {
-        self.inputs
-            .iter()
-            .zip(inputs)
-            .find(|(spec, _)| spec.shape.first() == Some(&-1))
-            .and_then(|(_, tensor)| tensor.shape().first().copied())
+        let mut rows = None;
+        for (spec, tensor) in self.inputs.iter().zip(inputs) {
+            if spec.shape.first() != Some(&-1) {
+                continue;
+            }
+            let length = tensor.shape().first().copied();
+            if rows.is_some() && rows != length {
+                return None;
+            }
+            rows = length;
+        }
+        rows
     }
 }
 
@@ -97,5 +106,33 @@ mod tests {
         assert!(two.unwrap().contains("shape"));
         let number = spec(DataType::Fp32, &[-1]).mismatch(&tensor(&[b"a"]));
         assert!(number.unwrap().contains("FP32"));
+    }
+
+    #[test]
+    fn rows_need_inputs_that_agree_on_them() {
+        let spec = |shape: &[i64]| TensorSpec {
+            name: "x".into(),
+            datatype: DataType::Bool,
+            shape: shape.to_vec(),
+        };
+        let signature = |shapes: &[&[i64]]| Signature {
+            inputs: shapes.iter().map(|shape| spec(shape)).collect(),
+            outputs: vec![],
+        };
+        let tensor = |shape: &[usize]| {
+            let count = shape.iter().product();
+            Tensor::new(shape.to_vec(), TensorData::Bool(vec![false; count])).unwrap()
+        };
+        let two = signature(&[&[-1, 2], &[3], &[-1]]);
+        let rows = |first, last| two.rows(&[tensor(&[first, 2]), tensor(&[3]), tensor(&[last])]);
+        assert_eq!(
+            (rows(4, 4), rows(0, 0), rows(4, 5)),
+            (Some(4), Some(0), None)
+        );
+        assert_eq!(
+            signature(&[&[3], &[]]).rows(&[tensor(&[3]), tensor(&[])]),
+            None
+        );
+        assert_eq!(signature(&[]).rows(&[]), None);
     }
 }

@@ -195,7 +195,8 @@ impl<'a> Findings<'a> {
         if let Some(allowed) = allowed.filter(|allowed| !allowed.contains(&version)) {
             return refuse(format!("{} to {} are", allowed.start(), allowed.end()));
         }
-        if self.opsets.insert(domain, version).is_some() {
+        // skl2onnx imports the standard's domain under both of its spellings.
+        if *self.opsets.entry(domain).or_insert(version) != version {
             return refuse("the domain is imported twice".to_owned());
         }
         Ok(())

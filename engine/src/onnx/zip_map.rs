@@ -10,7 +10,8 @@ use prost::Message;
 use tract_onnx::pb::tensor_proto::DataType;
 use tract_onnx::pb::tensor_shape_proto::{Dimension, dimension};
 use tract_onnx::pb::{
-    GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorShapeProto, TypeProto, type_proto,
+    GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorShapeProto, TypeProto,
+    ValueInfoProto, type_proto,
 };
 
 use super::CheckError;
@@ -40,6 +41,7 @@ pub(super) fn cut(bytes: &[u8]) -> Result<Arc<[u8]>, CheckError> {
 
 fn cut_graph(graph: &mut GraphProto) {
     let batch = batch_axis(graph);
+    let mut is_cut = false;
     let nodes = graph.node.iter_mut();
     for node in nodes.filter(|node| node.op_type == "ZipMap" && node.domain == "ai.onnx.ml") {
         let output = node.output.first();
@@ -49,10 +51,28 @@ fn cut_graph(graph: &mut GraphProto) {
         graph
             .value_info
             .retain(|described| described.name != value.name);
+        is_cut = true;
         value.r#type = Some(probabilities(batch.clone(), class_count(node)));
         node.op_type = "Identity".to_owned();
         node.domain.clear();
         node.attribute.clear();
+    }
+    if is_cut {
+        graph
+            .output
+            .iter_mut()
+            .for_each(|value| open_labels(value, &batch));
+    }
+}
+
+/// onnxmltools declares one label whatever the batch.
+fn open_labels(value: &mut ValueInfoProto, batch: &Dimension) {
+    let kind = value.r#type.as_mut().and_then(|kind| kind.value.as_mut());
+    if let Some(type_proto::Value::TensorType(tensor)) = kind
+        && let Some([axis]) = tensor.shape.as_mut().map(|shape| shape.dim.as_mut_slice())
+        && axis.value == Some(dimension::Value::DimValue(1))
+    {
+        *axis = batch.clone();
     }
 }
 

@@ -9,19 +9,6 @@ use ort::value::{DynValue, TensorElementType, TensorRef, ValueType};
 
 use crate::tensor::{Tensor, TensorData};
 
-/// Why the library cannot take a tensor of strings: its strings are text and end at a zero byte.
-pub(super) fn text_problem(tensor: &Tensor) -> Option<String> {
-    let TensorData::Bytes(values) = tensor.data() else {
-        return None;
-    };
-    let problem = |bytes: &Vec<u8>| match std::str::from_utf8(bytes) {
-        Err(_) => Some("holds bytes that are no utf-8 text".to_owned()),
-        Ok(text) if text.contains('\0') => Some("holds a text with a zero byte".to_owned()),
-        Ok(_) => None,
-    };
-    values.iter().find_map(problem)
-}
-
 pub(super) fn into_ort(tensor: &Tensor) -> ort::Result<SessionInputValue<'_>> {
     let shape = tensor.shape();
     Ok(match tensor.data() {

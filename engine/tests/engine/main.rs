@@ -5,8 +5,10 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod agreement;
+mod case;
 mod choice;
 mod fixture;
 mod node_models;
 mod stop;
+mod stored_models;
 mod structure;

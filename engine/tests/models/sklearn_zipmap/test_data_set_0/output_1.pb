@@ -1,0 +1,1 @@
+Boutput_probabilityJ$\H{?}ô–<+ð}2a˜d=p?9´Ø;ö•¾67µÅ<÷Ñy?

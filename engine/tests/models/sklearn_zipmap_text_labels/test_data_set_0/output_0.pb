@@ -1,0 +1,2 @@
+2setosa2
+versicolor2	virginicaBoutput_label
