@@ -10,7 +10,7 @@ mod models;
 mod serving;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use hyper::Method;
 use registry::{ModelName, Registry};
@@ -30,8 +30,10 @@ pub(crate) use serving::{Serving, bind};
 /// What the handlers need.
 pub(crate) struct Admin {
     pub core: Arc<Core>,
-    /// `None` without a project.
-    pub registry: Option<Registry>,
+    /// Whether a project is served.
+    pub project: bool,
+    /// The project's registry, once it is there.
+    pub registry: OnceLock<Registry>,
     /// The project's models.
     pub models: BTreeMap<ModelName, ModelConfig>,
     pub remote: Remote,
@@ -108,9 +110,7 @@ impl Admin {
 
     /// Hands a command to the control loop, or sheds it.
     fn send(&self, command: Command) -> Result<(), Refusal> {
-        if self.registry.is_none() {
-            return Err(Refusal::no_project());
-        }
+        self.registry()?;
         self.remote
             .commands
             .try_send(command)
@@ -121,7 +121,10 @@ impl Admin {
     }
 
     fn registry(&self) -> Result<&Registry, Refusal> {
-        self.registry.as_ref().ok_or_else(Refusal::no_project)
+        self.registry.get().ok_or_else(|| match self.project {
+            true => Refusal::registry_away(),
+            false => Refusal::no_project(),
+        })
     }
 }
 

@@ -19,6 +19,7 @@ use registry::{ModelName, Registry};
 use crate::clock::{Clock, ClockMode};
 use crate::config::{ProjectConfig, ServeArgs, ServeConfig};
 use crate::control::open_registry;
+use crate::prepare::{CheckModelArgs, check_model};
 
 /// An inference gateway with its training loop attached.
 #[derive(Debug, Parser)]
@@ -46,6 +47,9 @@ pub(crate) enum Command {
     Run(run::RunCommand),
     /// Ask the running gateway to train a model now
     Trigger(run::TriggerArgs),
+    /// Try a model in this process, for a gateway
+    #[command(hide = true)]
+    CheckModel(CheckModelArgs),
 }
 
 /// Which project.
@@ -68,6 +72,7 @@ pub(crate) fn run(command: Command) -> Result<()> {
         Command::Feature(command) => feature::run(command),
         Command::Run(command) => block_on(run::run(command)),
         Command::Trigger(args) => block_on(run::trigger(&args)),
+        Command::CheckModel(args) => check_model(&args),
     }
 }
 

@@ -15,6 +15,7 @@ use featurestore::{ProjectFileError, read_toml};
 use registry::ModelName;
 
 use crate::clock::ClockMode;
+use crate::prepare::TrialLimits;
 
 pub(crate) use file::{Alias, EngineChoice};
 use file::{GatewayFile, ModelFile};
@@ -28,6 +29,9 @@ pub(crate) struct ServeArgs {
     /// Serve an ONNX file without a project; repeatable
     #[arg(long, value_name = "NAME=FILE", value_parser = file_model, conflicts_with = "project")]
     pub model: Vec<FileModel>,
+    /// Engine of the files: auto, trees, tract or onnxruntime
+    #[arg(long, value_name = "ENGINE", value_parser = EngineChoice::parse, default_value = "auto")]
+    pub engine: EngineChoice,
     /// Data folder; without a project nothing is recorded unless it is given
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
@@ -75,9 +79,22 @@ pub(crate) struct ServeConfig {
     pub serving_threads: NonZeroUsize,
     /// Served without a registry.
     pub files: Vec<FileModel>,
+    /// The engine of these files, and of those that are loaded by request.
+    pub engine: EngineChoice,
+    /// What the trial of a model file may cost.
+    pub trial: TrialLimits,
+    pub repository: RepositoryConfig,
     /// Folder of online state and logs; `None` where nothing is recorded.
     pub data: Option<PathBuf>,
     pub project: Option<ProjectConfig>,
+}
+
+/// Loading of models by request.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RepositoryConfig {
+    /// Whether the data listeners take such requests.
+    pub load: bool,
+    pub body_bytes_max: usize,
 }
 
 /// What a project adds.
@@ -166,8 +183,6 @@ pub(crate) struct Limits {
 pub(crate) enum ConfigError {
     #[error(transparent)]
     File(#[from] ProjectFileError),
-    #[error("nothing to serve: give --project DIR or --model NAME=FILE")]
-    Nothing,
     #[error("model `{0}` is given twice")]
     Twice(ModelName),
     #[error(
@@ -194,9 +209,6 @@ impl ServeConfig {
     /// # Errors
     /// When a file is missing or wrong, or an address is public without `insecure = true`.
     pub(crate) fn new(args: ServeArgs) -> Result<Self, ConfigError> {
-        if args.project.is_none() && args.model.is_empty() {
-            return Err(ConfigError::Nothing);
-        }
         for (k, model) in args.model.iter().enumerate() {
             if args.model[..k]
                 .iter()
@@ -253,6 +265,12 @@ impl ServeConfig {
                 .or(file.serving.threads)
                 .unwrap_or_else(cores),
             files: args.model,
+            engine: args.engine,
+            trial: file.prepare.limits(),
+            repository: RepositoryConfig {
+                load: file.repository.load || listeners.http.ip().is_loopback(),
+                body_bytes_max: file.repository.body_bytes_max.get(),
+            },
             data,
             project,
         })

@@ -8,12 +8,18 @@
 //! names, after every earlier record has been written. Until what a tick began has settled they are
 //! ticked again at that same time, by wall clock, which no decision depends on.
 
+mod away;
 mod fleet;
+mod last_good;
 mod loops;
+mod owner;
+mod registrar;
+mod shelf;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -25,13 +31,16 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Admin};
-use crate::config::ServeConfig;
-use crate::prepare::{Loaders, Workshop};
+use crate::config::{ModelConfig, ServeConfig};
+use crate::prepare::Loaders;
+use crate::repository::Job;
 use crate::serve::Core;
-use crate::table::{Publisher, Seats};
+use crate::table::{LoadedVersion, Publisher, Seats};
 
 use fleet::Fleet;
 use loops::{Loops, Order, Window};
+use owner::{Foundation, Owner};
+use shelf::{Shelf, ShelfOptions};
 
 pub(crate) use loops::RequestError;
 
@@ -44,6 +53,8 @@ const TICK: Duration = Duration::from_secs(1);
 /// How often the prediction log is sealed in live mode, so that a crash loses no more than an open
 /// spool and trainers outside of us see fresh rows.
 const SEAL: Duration = Duration::from_secs(3600);
+/// The registry's file in the data folder.
+const REGISTRY: &str = "registry.db";
 /// Commands that may wait; beyond it the admin interface sheds.
 const COMMANDS_MAX: usize = 64;
 
@@ -87,6 +98,9 @@ pub(crate) struct View {
     /// Loops whose last step failed.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub problems: BTreeMap<ModelName, String>,
+    /// Why the registry is away, and the last good release is served.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub registry_away: Option<String>,
     /// Versions that an alias names and that cannot serve.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub refused: BTreeMap<ModelName, BTreeMap<Version, String>>,
@@ -107,6 +121,10 @@ pub(crate) struct ControlOptions {
     pub seats: Seats,
     pub publisher: Publisher,
     pub core: Arc<Core>,
+    /// The files of the command line, which are published already.
+    pub files: Vec<Arc<LoadedVersion>>,
+    /// Requests to the model repository.
+    pub jobs: mpsc::Receiver<Job>,
 }
 
 /// The running control thread.
@@ -166,10 +184,10 @@ impl ControlThread {
 
 /// The thread's parts: the admin interface serves beside the owner of the state.
 struct Controlled {
-    control: Option<Control>,
-    admin: admin::Serving,
-    publisher: Option<Publisher>,
-    registry: Option<Registry>,
+    owner: Owner,
+    jobs: mpsc::Receiver<Job>,
+    serving: admin::Serving,
+    admin: Arc<Admin>,
 }
 
 impl Controlled {
@@ -179,6 +197,8 @@ impl Controlled {
             seats,
             publisher,
             core,
+            files,
+            jobs,
         } = options;
         let address = config.listeners.admin;
         let listener = admin::bind(address)
@@ -197,73 +217,69 @@ impl Controlled {
             changed: Arc::clone(&changed),
             view,
         };
-        let mut admin = Admin {
+        let admin = Arc::new(Admin {
             core: Arc::clone(&core),
-            registry: None,
-            models: BTreeMap::new(),
+            project: config.project.is_some(),
+            registry: OnceLock::new(),
+            models: config
+                .project
+                .iter()
+                .flat_map(|p| p.models.clone())
+                .collect(),
             remote,
-        };
-        let (mut control, mut spare) = (None, Some(publisher));
-        if let Some((project, store)) = config.project.as_ref().zip(core.store.clone())
-            && let Some(publisher) = spare.take()
-        {
-            let registry = open_registry(store.data_dir()).await?;
-            let definitions = Arc::clone(store.definitions());
-            start_replayed_clock(&core, project.models.keys(), &registry).await?;
-            let workshop = Workshop {
-                registry: registry.clone(),
-                definitions: Arc::clone(&definitions),
-                loaders: Loaders::start(seats)?,
-            };
-            let metrics = Arc::clone(&core.metrics);
-            admin.registry = Some(registry.clone());
-            admin.models = project.models.clone();
-            control = Some(Control {
-                fleet: Fleet::new(workshop, project.models.clone(), publisher, metrics),
-                loops: Loops::new(
+        });
+        let loaders = Loaders::start(seats)?;
+        let owner = match config.project.clone().zip(core.store.clone()) {
+            None => Owner::Files(Box::new(Shelf::new(ShelfOptions {
+                config: &config,
+                files,
+                loaders,
+                publisher,
+                metrics: Arc::clone(&core.metrics),
+            }))),
+            Some((project, store)) => {
+                let foundation = Foundation {
                     project,
-                    &definitions,
-                    &registry,
-                    (store, core.recorder.clone()),
-                )?,
-                core,
-                commands: received,
-                changed,
-                view: view_sender,
-                fresh: true,
-                ticked: None,
-                sealed: Instant::now(),
-            });
-        }
+                    store,
+                    core,
+                    loaders,
+                    trial: config.trial,
+                    publisher,
+                    commands: received,
+                    changed,
+                    view: view_sender,
+                    unconfigured: ModelConfig::default(),
+                };
+                Owner::of_project(foundation, &admin).await?
+            }
+        };
         let controlled = Self {
-            control,
-            registry: admin.registry.clone(),
-            admin: admin::Serving::new(listener, Arc::new(admin), stop),
-            publisher: spare,
+            owner,
+            jobs,
+            serving: admin::Serving::new(listener, Arc::clone(&admin), stop),
+            admin,
         };
         Ok((controlled, address))
     }
 
     async fn run(self, stop: CancellationToken) {
-        let control = async {
-            match self.control {
-                Some(control) => control.run(&stop).await,
-                // Without a registry there is nothing to control.
-                None => stop.cancelled().await,
-            }
-        };
-        tokio::join!(self.admin.serve(), control);
-        drop(self.publisher);
-        if let Some(registry) = self.registry {
+        let Self {
+            owner,
+            jobs,
+            serving,
+            admin,
+        } = self;
+        tokio::join!(serving.serve(), owner.run(&admin, jobs, &stop));
+        if let Some(registry) = admin.registry.get() {
             registry.close().await;
         }
     }
 }
 
 /// The registry of a data folder.
-pub(crate) async fn open_registry(data: &std::path::Path) -> Result<Registry> {
+pub(crate) async fn open_registry(data: &Path) -> Result<Registry> {
     let options = RegistryOptions {
-        database: data.join("registry.db"),
+        database: data.join(REGISTRY),
         artifacts: data.join("artifacts"),
     };
     Ok(Registry::open(&options).await?)
@@ -292,6 +308,7 @@ async fn start_replayed_clock(
 
 /// The owner of all control state.
 struct Control {
+    data: PathBuf,
     fleet: Fleet,
     loops: Loops,
     core: Arc<Core>,
@@ -338,6 +355,7 @@ impl Control {
     /// Compares everything with what is intended: no input, safe at any time.
     async fn look(&mut self) {
         self.reconcile().await;
+        self.fleet.save(&self.data).await;
         self.fleet.sweep();
         let replay = self.core.clock.is_replay();
         let due = !replay && self.ticked.is_none_or(|at| at.elapsed() >= TICK);
@@ -441,8 +459,6 @@ impl Control {
     }
 
     fn publish_view(&self) {
-        let models = self.fleet.models();
-        let refusals = models.map(|model| (model.clone(), self.fleet.refusals(model)));
         self.view.send_replace(Arc::new(View {
             busy: self.is_busy(),
             now_ms: self.core.clock.now_ms(),
@@ -450,9 +466,8 @@ impl Control {
             loaded_generation: self.fleet.published(),
             models: self.loops.statuses(),
             problems: self.loops.problems(),
-            refused: refusals
-                .filter(|(_, refused)| !refused.is_empty())
-                .collect(),
+            registry_away: None,
+            refused: self.fleet.refusals(),
         }));
     }
 }

@@ -88,6 +88,11 @@ impl Reader<'_> {
         version: &LoadedVersion,
         columns: Vec<NamedTensor>,
     ) -> Result<Inputs, InputError> {
+        let own = version.rows_max.unwrap_or(self.rows_max);
+        let reader = Self {
+            rows_max: self.rows_max.min(own),
+            ..self
+        };
         if let Some(unknown) = columns
             .iter()
             .find(|column| !takes(&version.public, &column.name))
@@ -98,9 +103,9 @@ impl Reader<'_> {
         }
         match (&version.service, &version.service_id) {
             (Some(service), Some(id)) => {
-                let requests = self.requests(service, &columns)?;
+                let requests = reader.requests(service, &columns)?;
                 let rows = requests.len();
-                let read = self.rows_of(service, id, requests);
+                let read = reader.rows_of(service, id, requests);
                 let unreadable = read.is_none();
                 let (tensors, features) = read.unzip();
                 Ok(Inputs {
@@ -114,7 +119,7 @@ impl Reader<'_> {
             _ => {
                 let tensors = in_order(&version.public, columns)?;
                 let rows = version.public.rows(&tensors).unwrap_or(1);
-                self.check_rows(rows)?;
+                reader.check_rows(rows)?;
                 Ok(Inputs::of_tensors(tensors, rows))
             }
         }

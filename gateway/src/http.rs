@@ -7,6 +7,7 @@ mod body;
 mod describe;
 mod encoding;
 mod infer;
+mod repository;
 mod routes;
 mod status;
 
@@ -107,6 +108,12 @@ async fn answer(
         Endpoint::RepositoryIndex => {
             let body = body::read(received.headers, received.body, &core.limits).await?;
             json(&describe::repository_index(core, &body)?)
+        }
+        Endpoint::RepositoryLoad => {
+            repository::load(core, &matched.target()?.model, received).await?
+        }
+        Endpoint::RepositoryUnload => {
+            repository::unload(core, &matched.target()?.model, received).await?
         }
         Endpoint::TraceSettings | Endpoint::TraceUpdate => {
             trace_settings(core, matched, received).await?

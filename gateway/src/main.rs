@@ -21,6 +21,7 @@ mod page;
 mod predict;
 mod prepare;
 mod recorder;
+mod repository;
 mod route;
 mod serve;
 mod shadow;

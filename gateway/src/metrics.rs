@@ -33,6 +33,7 @@ const SHADOW_ERRORS: &str = "loopgate_shadow_errors_total";
 const INGESTED: &str = "loopgate_ingested_total";
 const MODEL_VERSION: &str = "loopgate_model_version";
 const SWAPS: &str = "loopgate_swaps_total";
+const REGISTRY_AWAY: &str = "loopgate_registry_away";
 const TABLE_GENERATION: &str = "loopgate_table_generation";
 
 const PHASE_BUCKETS_S: [f64; 16] = [
@@ -134,6 +135,7 @@ pub(crate) struct Metrics {
     in_flight: Gauge,
     recorder_queue: Gauge,
     shadow_queue: Gauge,
+    pub registry_away: Gauge,
     generation: Gauge,
 }
 
@@ -194,6 +196,7 @@ impl Metrics {
             in_flight: gauge!(IN_FLIGHT),
             recorder_queue: queue("recorder"),
             shadow_queue: queue("shadow"),
+            registry_away: gauge!(REGISTRY_AWAY),
             generation: gauge!(TABLE_GENERATION),
         }
     }
@@ -307,6 +310,10 @@ fn describe() {
     describe_counter!(
         CONNECTIONS_REFUSED,
         "Connections closed since too many were open"
+    );
+    describe_gauge!(
+        REGISTRY_AWAY,
+        "1 while the last good release is served since the registry is away"
     );
     describe_gauge!(QUEUE, "Entries that wait, by queue");
     describe_counter!(

@@ -1,23 +1,29 @@
 //! Preparing a version: everything that can fail before it may answer.
 //!
-//! From bytes whose hash was checked: structural check, engines and their parity, the signature
-//! against its feature service, a session for each seat, a first run. Costs tenths of a second of
-//! one core, so it happens on loader threads (or in a command), never where requests are served.
+//! From bytes whose hash was checked: a trial in a child process (structural check, engines and
+//! their parity, first runs), then here the same bytes, the signature against its feature service, a
+//! session for each seat, a warm-up of each. Costs tenths of a second of one core, so it happens on
+//! loader threads (or in a command), never where requests are served.
+
+mod trial;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, bounded};
-use engine::{
-    CheckError, EngineTrial, LoadError, Model, OnnxFile, OnnxLimits, Tensor, sample_inputs,
-};
+use engine::{CheckError, EngineTrial, LoadError, Model, OnnxFile, OnnxLimits, Tensor};
 use featurestore::{Definitions, Service};
-use registry::{ArtifactError, LookupError, ModelName, Registry, Version};
+use registry::{ArtifactError, Digest, LookupError, ModelName, Registry, Version};
+use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::config::EngineChoice;
 use crate::table::{BindError, LoadedVersion, NewVersion, RunFailure, Seats};
+
+pub(crate) use trial::{CheckModelArgs, TrialLimits, check_model};
+
+use trial::{TrialError, batches, try_file};
 
 /// Loader threads: a start with several versions overlaps, and serving keeps most of the cores.
 const LOADERS: usize = 2;
@@ -25,6 +31,12 @@ const LOADERS: usize = 2;
 const ORDERS_MAX: usize = 4;
 /// Longest preparation of one version. Its thread cannot be stopped, but is no longer waited for.
 const PREPARE_MAX: Duration = Duration::from_secs(300);
+/// Longest warm-up of one version; seats that it does not reach are warmed by their first request.
+const WARM_UP_MAX: Duration = Duration::from_secs(2);
+/// The key beside a registered version's signature that limits the rows of one request.
+pub(crate) const ROWS_MAX_KEY: &str = "max_batch_size";
+/// The loaders' niceness: serving goes first.
+const LOADER_NICE: i32 = 5;
 
 /// What a version is prepared from.
 pub(crate) struct Blueprint {
@@ -34,6 +46,10 @@ pub(crate) struct Blueprint {
     pub engine: EngineChoice,
     /// `None` for a model that takes its tensors as they come.
     pub service: Option<Arc<Service>>,
+    /// Rows of one request, where the version has a limit of its own.
+    pub rows_max: Option<usize>,
+    /// What its trial may cost.
+    pub trial: TrialLimits,
 }
 
 /// Why a version cannot serve.
@@ -45,6 +61,8 @@ pub(crate) enum PrepareError {
     Artifact(#[from] ArtifactError),
     #[error("feature service `{0}` is not in features.toml")]
     Service(String),
+    #[error(transparent)]
+    Trial(#[from] TrialError),
     #[error(transparent)]
     Check(#[from] CheckError),
     #[error(transparent)]
@@ -64,6 +82,7 @@ impl PrepareError {
     pub(crate) fn may_pass(&self) -> bool {
         match self {
             Self::Lookup(_) | Self::Artifact(_) | Self::Late => true,
+            Self::Trial(error) => error.may_pass(),
             Self::Service(_)
             | Self::Check(_)
             | Self::Load(_)
@@ -74,7 +93,7 @@ impl PrepareError {
     }
 }
 
-/// Checks, loads, binds and runs the version once, on the calling thread.
+/// Tries the version in a child process, then loads, binds and warms it on the calling thread.
 pub(crate) fn prepare(blueprint: Blueprint, seats: Seats) -> Result<LoadedVersion, PrepareError> {
     // Engines of others read the file: a panic in one is a refusal, not the end of the loader.
     let prepared = catch_unwind(AssertUnwindSafe(|| load(blueprint, seats)));
@@ -82,39 +101,46 @@ pub(crate) fn prepare(blueprint: Blueprint, seats: Seats) -> Result<LoadedVersio
 }
 
 fn load(blueprint: Blueprint, seats: Seats) -> Result<LoadedVersion, PrepareError> {
-    // One row and a few: the two shapes of traffic.
-    const SAMPLES: [(usize, u64); 2] = [(1, 1), (8, 2)];
-    let file = OnnxFile::check(blueprint.bytes, &OnnxLimits::default())?;
-    let samples: [Vec<Tensor>; 2] =
-        SAMPLES.map(|(rows, seed)| sample_inputs(file.signature(), rows, seed));
-    let (engine, parity) = match blueprint.engine {
-        EngineChoice::Only(kind) => (Model::load(&file, kind)?, None),
-        EngineChoice::Auto => {
-            let (model, parity) = Model::load_auto(&file, &samples)?;
-            for EngineTrial {
-                engine, refused, ..
-            } in &parity.trials
-            {
-                if let Some(reason) = refused {
-                    let model = &*blueprint.model;
-                    tracing::debug!(model, version = blueprint.version, %engine, reason, "engine passed over");
-                }
-            }
-            (model, Some(parity))
+    let passed = try_file(&blueprint.bytes, blueprint.engine, &blueprint.trial)?;
+    for EngineTrial {
+        engine, refused, ..
+    } in passed.parity.iter().flat_map(|parity| &parity.trials)
+    {
+        if let Some(reason) = refused {
+            let model = &*blueprint.model;
+            tracing::debug!(model, version = blueprint.version, %engine, reason, "engine passed over");
         }
-    };
+    }
+    let file = OnnxFile::check(blueprint.bytes, &OnnxLimits::default())?;
     let new = NewVersion {
         model: blueprint.model,
         version: blueprint.version,
-        engine,
-        parity,
+        engine: Model::load(&file, passed.engine)?,
+        parity: passed.parity,
         service: blueprint.service,
+        rows_max: blueprint.rows_max,
     };
     let loaded = LoadedVersion::new(new, seats)?;
-    for inputs in &samples {
-        loaded.run(seats.shadow(), inputs)?;
-    }
+    warm_up(&loaded, seats, &batches(&file))?;
     Ok(loaded)
+}
+
+/// Runs every batch on every seat's session, so that no request is the first.
+fn warm_up(
+    version: &LoadedVersion,
+    seats: Seats,
+    batches: &[Vec<Tensor>],
+) -> Result<(), RunFailure> {
+    let started = Instant::now();
+    for seat in seats.all() {
+        for inputs in batches {
+            version.run(seat, inputs)?;
+            if started.elapsed() > WARM_UP_MAX {
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
 }
 
 /// A version waiting for a loader.
@@ -147,7 +173,10 @@ impl Loaders {
     }
 
     /// Prepares on a loader thread.
-    async fn prepare(&self, blueprint: Blueprint) -> Result<LoadedVersion, PrepareError> {
+    pub(crate) async fn prepare(
+        &self,
+        blueprint: Blueprint,
+    ) -> Result<LoadedVersion, PrepareError> {
         // The semaphore is never closed, and the threads outlive this handle.
         let _place = self.places.acquire().await;
         let (done, prepared) = oneshot::channel();
@@ -163,10 +192,23 @@ impl Loaders {
 }
 
 fn work(orders: &Receiver<Order>, seats: Seats) {
+    // Of this thread alone, whatever the call's name says. Refused only where a priority is set.
+    rustix::process::setpriority_process(None, LOADER_NICE).ok();
     for Order { blueprint, done } in orders {
         // Nobody may wait any more; then the version is dropped here.
         drop(done.send(prepare(blueprint, seats)));
     }
+}
+
+/// What a registered version is made from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Origin {
+    pub artifact: Digest,
+    /// Feature service, `name@version`.
+    pub service: Option<String>,
+    /// Rows of one request, where the version has a limit of its own.
+    pub rows_max: Option<usize>,
 }
 
 /// Where versions come from, and how they are to be run.
@@ -175,6 +217,7 @@ pub(crate) struct Workshop {
     pub registry: Registry,
     pub definitions: Arc<Definitions>,
     pub loaders: Loaders,
+    pub trial: TrialLimits,
 }
 
 impl Workshop {
@@ -184,21 +227,28 @@ impl Workshop {
         model: &ModelName,
         version: Version,
         engine: EngineChoice,
-    ) -> Result<LoadedVersion, PrepareError> {
+    ) -> Result<(LoadedVersion, Origin), PrepareError> {
         let registered = self.registry.version(model, version).await?;
-        let service = match registered.service {
-            None => None,
-            Some(id) => Some(service(&self.definitions, &id)?),
+        let origin = Origin {
+            artifact: registered.artifact,
+            service: registered.service,
+            rows_max: registered.signature[ROWS_MAX_KEY]
+                .as_u64()
+                .and_then(|rows| usize::try_from(rows).ok()),
         };
-        let bytes = self.registry.get_artifact(&registered.artifact).await?;
+        let bound = origin.service.as_deref();
+        let service = bound.map(|id| service(&self.definitions, id)).transpose()?;
+        let bytes = self.registry.get_artifact(&origin.artifact).await?;
         let blueprint = Blueprint {
             model: model.as_str().into(),
             version,
             bytes: Arc::from(&bytes[..]),
             engine,
             service,
+            rows_max: origin.rows_max,
+            trial: self.trial,
         };
-        self.loaders.prepare(blueprint).await
+        Ok((self.loaders.prepare(blueprint).await?, origin))
     }
 }
 

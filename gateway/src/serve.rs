@@ -3,8 +3,8 @@
 //! Threads: one per serving core, the recorder, the shadow worker, and this one, which runs what is
 //! not on the request path. Nothing of the request path is made after the listener is bound.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::admission::Admission;
 use crate::clock::Clock;
-use crate::config::{EngineChoice, FileModel, Limits, ServeConfig, ServeRules};
+use crate::config::{FileModel, Limits, ServeConfig, ServeRules};
 use crate::control::{ControlOptions, ControlThread};
 use crate::features::Reader;
 use crate::grpc::GrpcThread;
@@ -24,6 +24,7 @@ use crate::page::Page;
 use crate::predict::Desk;
 use crate::prepare::{Blueprint, prepare};
 use crate::recorder::{Recorder, RecorderGone, RecorderOptions};
+use crate::repository::Repository;
 use crate::shadow::{ShadowOptions, Shadows};
 use crate::table::{CHAMPION, LiveTable, LoadedVersion, ModelParts, ModelTable, Publisher, Seats};
 
@@ -45,6 +46,8 @@ pub(crate) struct Core {
     pub store: Option<FeatureStore>,
     pub metrics: Arc<Metrics>,
     pub connections: Connections,
+    /// Set once, before anything listens.
+    pub repository: OnceLock<Repository>,
     draining: AtomicBool,
 }
 
@@ -118,7 +121,9 @@ pub(crate) fn run(config: &ServeConfig) -> Result<()> {
     let seats = Seats::new(threads);
     let metrics = Arc::new(Metrics::install()?);
     let (core, mut publisher, backstage) = assemble(config, seats, metrics)?;
-    publish_files(config, seats, &mut publisher, &core)?;
+    let files = publish_files(config, seats, &mut publisher, &core)?;
+    let (repository, jobs) = Repository::new(config.repository);
+    drop(core.repository.set(repository));
     let listeners = listener::bind(config.listeners.http, threads)
         .with_context(|| format!("http listener on {}", config.listeners.http))?;
     let http = listeners
@@ -133,6 +138,8 @@ pub(crate) fn run(config: &ServeConfig) -> Result<()> {
         seats,
         publisher,
         core: Arc::clone(&core),
+        files,
+        jobs,
     })?;
     let grpc_desk = Arc::new(Desk::new(Arc::clone(&core), seats.grpc()));
     let grpc = GrpcThread::start(config.listeners.grpc, grpc_desk)
@@ -199,6 +206,7 @@ pub(crate) fn assemble(
         store,
         metrics,
         connections: Connections::default(),
+        repository: OnceLock::new(),
         draining: AtomicBool::new(false),
     });
     let backstage = Backstage {
@@ -226,20 +234,22 @@ fn open_store(config: &ServeConfig) -> Result<Option<FeatureStore>> {
     Ok(Some(store))
 }
 
-/// Serves the models that were given as files.
+/// Serves the models that were given as files; without a project that may be none.
 fn publish_files(
     config: &ServeConfig,
     seats: Seats,
     publisher: &mut Publisher,
     core: &Core,
-) -> Result<()> {
-    if config.files.is_empty() {
-        return Ok(());
+) -> Result<Vec<Arc<LoadedVersion>>> {
+    if config.project.is_some() {
+        return Ok(Vec::new());
     }
     let mut models = Vec::with_capacity(config.files.len());
+    let mut files = Vec::with_capacity(config.files.len());
     for file in &config.files {
-        let loaded = Arc::new(load_file(file, seats)?);
+        let loaded = Arc::new(load_file(file, config, seats)?);
         tracing::info!(model = %file.name, engine = %loaded.engine.kind(), "model loaded");
+        files.push(Arc::clone(&loaded));
         models.push(ModelParts {
             name: Arc::clone(&loaded.model),
             rules: Arc::new(ServeRules::default()),
@@ -248,19 +258,21 @@ fn publish_files(
         });
     }
     publisher.publish(ModelTable::new(0, models), &core.metrics);
-    Ok(())
+    Ok(files)
 }
 
 /// Prepares a file as it would a registered version, with the fastest of the engines that agree.
-fn load_file(file: &FileModel, seats: Seats) -> Result<LoadedVersion> {
+fn load_file(file: &FileModel, config: &ServeConfig, seats: Seats) -> Result<LoadedVersion> {
     let from = || format!("model `{}` from {}", file.name, file.path.display());
     let bytes = std::fs::read(&file.path).with_context(from)?;
     let blueprint = Blueprint {
         model: file.name.as_str().into(),
         version: FILE_VERSION,
         bytes: bytes.into(),
-        engine: EngineChoice::Auto,
+        engine: config.engine,
         service: None,
+        rows_max: None,
+        trial: config.trial,
     };
     prepare(blueprint, seats).with_context(from)
 }

@@ -91,16 +91,19 @@ impl Registry {
     }
 }
 
-/// The folder of artifacts.
+/// The folder of artifacts, which can be read without the database too.
 #[derive(Debug, Clone)]
-pub(crate) struct ArtifactStore {
+pub struct ArtifactStore {
     store: Arc<LocalFileSystem>,
     root: PathBuf,
 }
 
 impl ArtifactStore {
-    /// `root` must exist.
-    pub(crate) fn open(root: &FsPath) -> Result<Self, object_store::Error> {
+    /// Opens the folder `root`, which must exist.
+    ///
+    /// # Errors
+    /// The folder does not exist.
+    pub fn open(root: &FsPath) -> Result<Self, object_store::Error> {
         let store = LocalFileSystem::new_with_prefix(root)?.with_fsync(true);
         Ok(Self {
             store: Arc::new(store),
@@ -123,7 +126,11 @@ impl ArtifactStore {
         Ok(digest)
     }
 
-    async fn get(&self, digest: &Digest) -> Result<Bytes, ArtifactError> {
+    /// Reads an artifact, as [`Registry::get_artifact`] does.
+    ///
+    /// # Errors
+    /// Missing, corrupt, too large, or the store failed.
+    pub async fn get(&self, digest: &Digest) -> Result<Bytes, ArtifactError> {
         let failed = |source| store_error(*digest, "read", source);
         let found = self.store.get(&location(digest)).await.map_err(failed)?;
         if found.meta.size > ARTIFACT_BYTES_MAX {

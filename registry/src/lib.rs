@@ -22,7 +22,7 @@ mod open;
 mod run;
 
 pub use alias::{AliasChange, AliasError, AliasEvent, Promotion, Release, Rollback};
-pub use artifact::{ARTIFACT_BYTES_MAX, ArtifactError};
+pub use artifact::{ARTIFACT_BYTES_MAX, ArtifactError, ArtifactStore};
 pub use decision::{Decision, DecisionError, NewDecision};
 pub use lineage::Lineage;
 pub use model::{

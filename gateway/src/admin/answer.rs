@@ -44,6 +44,13 @@ impl Refusal {
         )
     }
 
+    pub(super) fn registry_away() -> Self {
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the registry is away, and the last good release is served",
+        )
+    }
+
     pub(super) fn method(allowed: &Method) -> Self {
         let mut refusal = Self::new(
             StatusCode::METHOD_NOT_ALLOWED,

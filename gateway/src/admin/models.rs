@@ -1,5 +1,7 @@
 //! Models, versions, history, runs, decisions; and what operators ask of a model.
 
+use std::collections::BTreeSet;
+
 use hyper::Method;
 use monitor::OperatorRequest;
 use registry::{AliasChange, AliasName, LookupError, ModelName, RunId, Version};
@@ -19,11 +21,11 @@ const REASON: &str = "asked for through the admin interface";
 impl Admin {
     /// Every model that is served or configured, in short.
     pub(super) async fn model_list(&self) -> Result<Value, Refusal> {
-        let mut names: Vec<ModelName> = self.models.keys().cloned().collect();
-        if self.registry.is_none() {
+        let mut names: BTreeSet<ModelName> = self.models.keys().cloned().collect();
+        {
             let table = self.core.table.snapshot();
             let served = table.iter().flat_map(|table| table.models());
-            names = served.filter_map(|model| model.name.parse().ok()).collect();
+            names.extend(served.filter_map(|model| model.name.parse().ok()));
         }
         let mut models = Vec::with_capacity(names.len());
         for name in &names {
@@ -125,7 +127,7 @@ impl Admin {
             }
             served.is_some() || self.models.contains_key(name)
         };
-        if let Some(registry) = &self.registry {
+        if let Some(registry) = self.registry.get() {
             match registry.release(name).await {
                 Ok(release) => shown["release"] = serde_json::to_value(release)?,
                 Err(LookupError::UnknownModel(_)) if known => {}

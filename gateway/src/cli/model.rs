@@ -1,6 +1,6 @@
 //! `loopgate model …`: versions come in from files, aliases are set, history is read.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -53,6 +53,13 @@ pub(crate) struct RegisterArgs {
     /// The model that gets the version
     #[arg(long, value_name = "MODEL")]
     name: ModelName,
+    /// Feature service that makes its input, where it is not the one of models/MODEL.toml
+    #[arg(long, value_name = "SERVICE")]
+    service: Option<String>,
+    /// Alias that the version takes, from whatever version has it; `champion` makes the champion
+    /// before it the fallback. By default the first version becomes the champion
+    #[arg(long, value_name = "ALIAS")]
+    alias: Option<AliasName>,
     /// For people
     #[arg(long, default_value = "")]
     description: String,
@@ -155,7 +162,7 @@ async fn register(args: &RegisterArgs) -> Result<()> {
     let project = args.project.open()?;
     let bytes =
         std::fs::read(&args.file).with_context(|| format!("model file {}", args.file.display()))?;
-    let (prepared, service) = check_file(&project, &args.name, &args.file, &bytes)?;
+    let (prepared, service) = check_file(&project, args, &bytes)?;
     let registry = project.registry().await?;
     let at_ms = match args.at_ms {
         Some(at_ms) => at_ms,
@@ -183,18 +190,37 @@ async fn register(args: &RegisterArgs) -> Result<()> {
         version.version,
         prepared.engine.kind()
     );
-    if registry.release(&args.name).await?.champion().is_none() {
+    let release = registry.release(&args.name).await?;
+    let alias = match &args.alias {
+        Some(alias) => alias.clone(),
+        None if release.champion().is_none() => AliasName::champion(),
+        None => {
+            registry.close().await;
+            return Ok(());
+        }
+    };
+    let reason = REASON;
+    if alias == AliasName::champion() {
+        let promotion = Promotion {
+            model: &args.name,
+            challenger: version.version,
+            expected_champion: release.champion(),
+            reason,
+            at_ms,
+        };
+        registry.promote(promotion).await?;
+    } else {
         let change = AliasChange {
             model: &args.name,
-            alias: &AliasName::champion(),
-            expected: None,
+            alias: &alias,
+            expected: release.get(&alias),
             to: Some(version.version),
-            reason: "the first version",
+            reason,
             at_ms,
         };
         registry.set_alias(change).await?;
-        println!("v{} is the champion", version.version);
     }
+    println!("v{} is the {alias}", version.version);
     registry.close().await;
     Ok(())
 }
@@ -202,25 +228,27 @@ async fn register(args: &RegisterArgs) -> Result<()> {
 /// What the gateway does before it serves a version is done before it is registered.
 fn check_file(
     project: &Project,
-    name: &ModelName,
-    file: &Path,
+    args: &RegisterArgs,
     bytes: &[u8],
 ) -> Result<(LoadedVersion, Option<String>)> {
-    let config = project.config.models.get(name);
-    let bound = config.and_then(|config| config.service.as_deref());
+    let config = project.config.models.get(&args.name);
+    let configured = || config.and_then(|config| config.service.as_deref());
+    let bound = args.service.as_deref().or_else(configured);
     let bound = bound
         .map(|id| service(&project.definitions, id))
         .transpose()?;
     let id = bound.as_ref().map(|service| service.id().to_owned());
     let blueprint = Blueprint {
-        model: name.as_str().into(),
+        model: args.name.as_str().into(),
         version: 0,
         bytes: Arc::from(bytes),
         engine: config.map(|config| config.engine).unwrap_or_default(),
         service: bound,
+        rows_max: None,
+        trial: project.serve.trial,
     };
     let prepared = prepare(blueprint, Seats::new(1))
-        .with_context(|| format!("model file {} is refused", file.display()))?;
+        .with_context(|| format!("model file {} is refused", args.file.display()))?;
     Ok((prepared, id))
 }
 

@@ -14,6 +14,7 @@ use serde::de::IgnoredAny;
 
 use super::{Limits, ModelConfig, ServeRules};
 use crate::clock::ClockMode;
+use crate::prepare::TrialLimits;
 
 /// `loopgate.toml`.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -34,6 +35,8 @@ pub(super) struct GatewayFile {
     pub shadow: ShadowFile,
     pub clock: ClockFile,
     pub trainer: TrainerFile,
+    pub prepare: PrepareFile,
+    pub repository: RepositoryFile,
 }
 
 /// `[grpc]`, `[admin]`, `[metrics]`.
@@ -74,10 +77,10 @@ impl Default for HttpFile {
             connections_max: size(4096),
             connections_per_peer_max: size(2048),
             header_bytes_max: size(16 << 10),
-            header_timeout_ms: millis(30_000),
+            header_timeout_ms: nonzero(30_000),
             body_bytes_max: size(16 << 20),
-            body_timeout_ms: millis(10_000),
-            write_timeout_ms: millis(30_000),
+            body_timeout_ms: nonzero(10_000),
+            write_timeout_ms: nonzero(30_000),
         }
     }
 }
@@ -106,7 +109,7 @@ impl Default for ServingFile {
         Self {
             threads: None,
             in_flight_max: size(1024),
-            deadline_ms: millis(1000),
+            deadline_ms: nonzero(1000),
             rows_max: size(10_000),
             drain_notice_ms: 300,
             drain_grace_ms: 10_000,
@@ -128,7 +131,7 @@ impl Default for IngestFile {
     fn default() -> Self {
         Self {
             in_flight_max: size(256),
-            deadline_ms: millis(10_000),
+            deadline_ms: nonzero(10_000),
         }
     }
 }
@@ -183,6 +186,58 @@ pub(super) struct TrainerFile {
     pub seed: u64,
 }
 
+/// `[prepare]`: the child process in which a model file is tried first.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct PrepareFile {
+    /// MiB of address space that a file may take; a small file gets less: 256 MiB and twelve times
+    /// its own size. Default 4,096.
+    pub memory_max_mib: NonZeroU64,
+    /// Milliseconds that a trial may take. Default 30,000.
+    pub timeout_ms: NonZeroU64,
+    /// Seconds of processor time that a trial may take. Default 10.
+    pub cpu_max_s: NonZeroU64,
+}
+
+impl Default for PrepareFile {
+    fn default() -> Self {
+        Self {
+            memory_max_mib: nonzero(4096),
+            timeout_ms: nonzero(30_000),
+            cpu_max_s: nonzero(10),
+        }
+    }
+}
+
+impl PrepareFile {
+    pub(super) fn limits(&self) -> TrialLimits {
+        TrialLimits {
+            memory_bytes_max: self.memory_max_mib.get().saturating_mul(1 << 20),
+            timeout: Duration::from_millis(self.timeout_ms.get()),
+            cpu: Duration::from_secs(self.cpu_max_s.get()),
+        }
+    }
+}
+
+/// `[repository]`: loading and unloading of models by request.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RepositoryFile {
+    /// Whether models may be loaded through a data listener that is not on loopback. Default false.
+    pub load: bool,
+    /// Bytes of a load request, which holds the model file in base64. Default 128 MiB.
+    pub body_bytes_max: NonZeroUsize,
+}
+
+impl Default for RepositoryFile {
+    fn default() -> Self {
+        Self {
+            load: false,
+            body_bytes_max: size(128 << 20),
+        }
+    }
+}
+
 impl GatewayFile {
     pub(super) fn limits(&self) -> Limits {
         let duration = |millis: NonZeroU64| Duration::from_millis(millis.get());
@@ -217,7 +272,7 @@ fn size(value: usize) -> NonZeroUsize {
     NonZeroUsize::new(value).expect("a default above zero")
 }
 
-fn millis(value: u64) -> NonZeroU64 {
+fn nonzero(value: u64) -> NonZeroU64 {
     NonZeroU64::new(value).expect("a default above zero")
 }
 
@@ -247,6 +302,13 @@ pub(super) struct ModelFile {
     _train: Option<IgnoredAny>,
     #[serde(rename = "gates")]
     _gates: Option<IgnoredAny>,
+}
+
+impl Default for ModelConfig {
+    /// What an empty file says.
+    fn default() -> Self {
+        ModelFile::default().into()
+    }
 }
 
 impl From<ModelFile> for ModelConfig {
@@ -286,17 +348,33 @@ pub(crate) enum EngineChoice {
     Only(EngineKind),
 }
 
+impl EngineChoice {
+    const AUTO: &str = "auto";
+
+    /// As it is written.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => Self::AUTO,
+            Self::Only(kind) => kind.as_str(),
+        }
+    }
+
+    /// Reads what [`EngineChoice::as_str`] writes.
+    pub(crate) fn parse(name: &str) -> Result<Self, String> {
+        if name == Self::AUTO {
+            return Ok(Self::Auto);
+        }
+        let kind: Result<EngineKind, _> = name.parse();
+        kind.map(Self::Only)
+            .map_err(|error| format!("{error}, or auto"))
+    }
+}
+
 impl TryFrom<String> for EngineChoice {
     type Error = String;
 
     fn try_from(name: String) -> Result<Self, String> {
-        match name.as_str() {
-            "auto" => Ok(Self::Auto),
-            name => name
-                .parse()
-                .map(Self::Only)
-                .map_err(|error| format!("{error}, or auto")),
-        }
+        Self::parse(&name)
     }
 }
 

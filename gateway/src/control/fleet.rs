@@ -6,22 +6,32 @@
 //! release in place; another alias that cannot is passed over, with its reason shown.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use registry::{AliasName, DatabaseError, LookupError, ModelName, Release, Version};
+use registry::{AliasName, DatabaseError, LookupError, ModelName, Version};
 use tokio::task::JoinSet;
 
+use super::last_good::{GoodModel, LastGood};
 use crate::config::ModelConfig;
 use crate::metrics::Metrics;
-use crate::prepare::{PrepareError, Workshop};
+use crate::prepare::{Origin, PrepareError, Workshop};
 use crate::table::{LoadedVersion, ModelParts, ModelTable, Publisher};
 
 /// Wait before a version is tried again whose refusal may pass, such as an unreadable disk.
 const RETRY: Duration = Duration::from_secs(5);
 
-type Key = (ModelName, Version);
-type Aliases = BTreeMap<AliasName, Version>;
+pub(super) type Key = (ModelName, Version);
+pub(super) type Aliases = BTreeMap<AliasName, Version>;
+/// How a preparation ended.
+type Ended = (Key, Result<Ready, PrepareError>);
+
+/// A version that can serve, and what it was made from.
+pub(super) struct Ready {
+    pub version: Arc<LoadedVersion>,
+    pub origin: Origin,
+}
 
 /// A version that cannot serve.
 #[derive(Clone, Debug)]
@@ -35,6 +45,7 @@ struct Refused {
 #[derive(Default)]
 struct Intent {
     generation: i64,
+    /// Of the project's models, and of others in the registry that have aliases.
     releases: BTreeMap<ModelName, Aliases>,
 }
 
@@ -51,6 +62,8 @@ pub(crate) enum ReconcileError {
 pub(crate) struct Fleet {
     workshop: Workshop,
     models: BTreeMap<ModelName, ModelConfig>,
+    /// For models of the registry that the project does not know, such as those of load requests.
+    unconfigured: ModelConfig,
     publisher: Publisher,
     metrics: Arc<Metrics>,
     intent: Option<Intent>,
@@ -58,10 +71,12 @@ pub(crate) struct Fleet {
     published: Option<i64>,
     /// The aliases that are published, by model.
     serving: BTreeMap<ModelName, Aliases>,
-    ready: BTreeMap<Key, Arc<LoadedVersion>>,
+    ready: BTreeMap<Key, Ready>,
     refused: BTreeMap<Key, Refused>,
     preparing: BTreeSet<Key>,
-    work: JoinSet<(Key, Result<LoadedVersion, PrepareError>)>,
+    work: JoinSet<Ended>,
+    /// What was published and is not on disk yet.
+    unsaved: Option<LastGood>,
 }
 
 impl Fleet {
@@ -74,6 +89,7 @@ impl Fleet {
         Self {
             workshop,
             models,
+            unconfigured: ModelConfig::default(),
             publisher,
             metrics,
             intent: None,
@@ -83,6 +99,7 @@ impl Fleet {
             refused: BTreeMap::new(),
             preparing: BTreeSet::new(),
             work: JoinSet::new(),
+            unsaved: None,
         }
     }
 
@@ -103,9 +120,8 @@ impl Fleet {
             && self.published() == self.generation()
     }
 
-    /// The models of the project.
-    pub(crate) fn models(&self) -> impl Iterator<Item = &ModelName> {
-        self.models.keys()
+    fn config(&self, model: &ModelName) -> &ModelConfig {
+        self.models.get(model).unwrap_or(&self.unconfigured)
     }
 
     /// Versions of a model that can answer at once.
@@ -127,12 +143,14 @@ impl Fleet {
             .collect()
     }
 
-    /// Every refusal of a model, also those that may pass.
-    pub(crate) fn refusals(&self, model: &ModelName) -> BTreeMap<Version, String> {
-        let of_model = self.refused.iter().filter(|((of, _), _)| of == model);
-        of_model
-            .map(|((_, version), refused)| (*version, refused.reason.clone()))
-            .collect()
+    /// Every refusal by model, also those that may pass.
+    pub(crate) fn refusals(&self) -> BTreeMap<ModelName, BTreeMap<Version, String>> {
+        let mut refusals: BTreeMap<ModelName, BTreeMap<Version, String>> = BTreeMap::new();
+        for ((model, version), refused) in &self.refused {
+            let of_model = refusals.entry(model.clone()).or_default();
+            of_model.insert(*version, refused.reason.clone());
+        }
+        refusals
     }
 
     /// Lets go of the tables that no request holds any more.
@@ -156,7 +174,7 @@ impl Fleet {
     }
 
     /// Waits for the next preparation to end; for ever where none is under way.
-    pub(crate) async fn prepared(&mut self) -> Option<(Key, Result<LoadedVersion, PrepareError>)> {
+    pub(crate) async fn prepared(&mut self) -> Option<Ended> {
         match self.work.join_next().await {
             // A preparation that panicked on our side is as good as none; reconcile tries again.
             Some(ended) => ended.ok(),
@@ -165,21 +183,18 @@ impl Fleet {
     }
 
     /// Takes in what [`Fleet::prepared`] gave. True where that completed a release.
-    pub(crate) fn take(
-        &mut self,
-        prepared: Option<(Key, Result<LoadedVersion, PrepareError>)>,
-    ) -> bool {
+    pub(crate) fn take(&mut self, prepared: Option<Ended>) -> bool {
         let Some((key, result)) = prepared else {
             self.preparing.clear();
             return false;
         };
         self.preparing.remove(&key);
         match result {
-            Ok(version) => {
-                let engine = version.engine.kind();
+            Ok(ready) => {
+                let engine = ready.version.engine.kind();
                 tracing::info!(model = %key.0, version = key.1, %engine, "version prepared");
                 self.refused.remove(&key);
-                self.ready.insert(key, Arc::new(version));
+                self.ready.insert(key, ready);
             }
             Err(error) => {
                 let retry_at = error.may_pass().then(|| Instant::now() + RETRY);
@@ -199,13 +214,22 @@ impl Fleet {
         for _ in 0..ATTEMPTS {
             intent = Intent::default();
             let before = self.workshop.registry.generation().await?;
-            for model in self.models.keys() {
-                let aliases = match self.workshop.registry.release(model).await {
-                    Ok(Release { aliases, .. }) => aliases,
-                    Err(LookupError::UnknownModel(_)) => Aliases::new(),
+            let registered = self.workshop.registry.models().await?;
+            let registered = registered.into_iter().map(|summary| summary.model);
+            let known: BTreeSet<ModelName> =
+                self.models.keys().cloned().chain(registered).collect();
+            for model in known {
+                let (aliases, changed) = match self.workshop.registry.release(&model).await {
+                    Ok(release) => (release.aliases, release.changed_generation > 0),
+                    Err(LookupError::UnknownModel(_)) => (Aliases::new(), false),
                     Err(error) => return Err(error.into()),
                 };
-                intent.releases.insert(model.clone(), aliases);
+                // A model that never had a version is waited for; one whose aliases were all taken
+                // away was unloaded.
+                let waited_for = self.models.contains_key(&model) && !changed;
+                if !aliases.is_empty() || waited_for {
+                    intent.releases.insert(model, aliases);
+                }
             }
             intent.generation = before;
             if self.workshop.registry.generation().await? == before {
@@ -231,16 +255,18 @@ impl Fleet {
             })
             .collect();
         for key in missing {
-            let Some(config) = self.models.get(&key.0) else {
-                continue;
-            };
+            let engine = self.config(&key.0).engine;
             if !self.preparing.insert(key.clone()) {
                 continue;
             }
-            let (workshop, engine) = (self.workshop.clone(), config.engine);
+            let workshop = self.workshop.clone();
             self.work.spawn(async move {
                 let prepared = workshop.fetch_and_prepare(&key.0, key.1, engine).await;
-                (key, prepared)
+                let ready = prepared.map(|(version, origin)| Ready {
+                    version: Arc::new(version),
+                    origin,
+                });
+                (key, ready)
             });
         }
     }
@@ -260,7 +286,7 @@ impl Fleet {
         let generation = intent.generation;
         let parts = serving
             .iter()
-            .filter_map(|(model, aliases)| self.parts(model, aliases))
+            .map(|(model, aliases)| parts(self.config(model), (model, aliases), &self.ready))
             .collect();
         self.publisher
             .publish(ModelTable::new(generation, parts), &self.metrics);
@@ -271,6 +297,9 @@ impl Fleet {
         }
         self.published = Some(generation);
         self.serving = serving;
+        if let Some(good) = self.last_good(generation) {
+            self.unsaved = Some(good);
+        }
         // What no alias needs goes: here, on the control thread, once no request holds its table.
         let needed: BTreeSet<Key> = keys(&self.serving).chain(self.intended()).collect();
         self.ready.retain(|key, _| needed.contains(key));
@@ -297,21 +326,69 @@ impl Fleet {
             .collect()
     }
 
-    fn parts(&self, model: &ModelName, aliases: &Aliases) -> Option<ModelParts> {
-        let config = self.models.get(model)?;
-        let loaded = |&version: &Version| {
-            let loaded = self.ready.get(&(model.clone(), version))?;
-            Some((version, Arc::clone(loaded)))
+    /// The release that is served, as far as it answers.
+    fn last_good(&self, generation: i64) -> Option<LastGood> {
+        let answering = self
+            .serving
+            .iter()
+            .filter(|(_, aliases)| aliases.contains_key(&AliasName::champion()));
+        let models: BTreeMap<ModelName, GoodModel> = answering
+            .map(|(model, aliases)| {
+                let origin = |&version: &Version| {
+                    let ready = self.ready.get(&(model.clone(), version))?;
+                    Some((version, ready.origin.clone()))
+                };
+                let model_of = GoodModel {
+                    aliases: aliases.clone(),
+                    versions: aliases.values().filter_map(origin).collect(),
+                };
+                (model.clone(), model_of)
+            })
+            .collect();
+        (!models.is_empty()).then(|| LastGood::new(generation, models))
+    }
+
+    /// Starts with versions that serve already.
+    pub(super) fn adopt(
+        &mut self,
+        ready: BTreeMap<Key, Ready>,
+        serving: BTreeMap<ModelName, Aliases>,
+    ) {
+        (self.ready, self.serving) = (ready, serving);
+    }
+
+    /// Brings what was published to disk, off this thread.
+    pub(super) async fn save(&mut self, data: &Path) {
+        let Some(good) = self.unsaved.take() else {
+            return;
         };
-        Some(ModelParts {
-            name: model.as_str().into(),
-            rules: Arc::clone(&config.rules),
-            aliases: aliases
-                .iter()
-                .map(|(alias, version)| (alias.as_str().into(), *version))
-                .collect(),
-            versions: aliases.values().filter_map(loaded).collect(),
-        })
+        let data = data.to_owned();
+        match tokio::task::spawn_blocking(move || good.write(&data)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, "last good release not written"),
+            Err(error) => tracing::error!(%error, "writing the last good release panicked"),
+        }
+    }
+}
+
+/// A model's part of a table.
+pub(super) fn parts(
+    config: &ModelConfig,
+    (model, aliases): (&ModelName, &Aliases),
+    ready: &BTreeMap<Key, Ready>,
+) -> ModelParts {
+    let loaded = |&version: &Version| {
+        let ready = ready.get(&(model.clone(), version))?;
+        Some((version, Arc::clone(&ready.version)))
+    };
+    ModelParts {
+        name: model.as_str().into(),
+        rules: Arc::clone(&config.rules),
+        aliases: aliases
+            .iter()
+            .map(|(alias, version)| (alias.as_str().into(), *version))
+            .collect(),
+        versions: aliases.values().filter_map(loaded).collect(),
     }
 }
 

@@ -18,6 +18,7 @@ use crate::ingest::IngestRefusal;
 use crate::metrics::Outcome;
 use crate::oip::DecodeError;
 use crate::predict::PredictError;
+use crate::repository::RepositoryError;
 use crate::route::RouteError;
 
 /// Why a request gets no answer.
@@ -196,6 +197,37 @@ impl From<PredictError> for Refusal {
             }
             PredictError::Execute(ExecuteError::Failed { .. }) => {
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, message)
+            }
+        }
+    }
+}
+
+impl From<RepositoryError> for Refusal {
+    fn from(error: RepositoryError) -> Self {
+        use RepositoryError as Error;
+        let message = error.to_string();
+        match error {
+            // Refused by its head, a request's body is left unread.
+            Error::Forbidden => Self::new(StatusCode::FORBIDDEN, message).closing(),
+            Error::Busy => {
+                Self::new(StatusCode::TOO_MANY_REQUESTS, message).retry_after(RETRY_AFTER_S)
+            }
+            Error::RegistryAway => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, message).retry_after(RETRY_AFTER_S)
+            }
+            Error::Stopping => Self::new(StatusCode::SERVICE_UNAVAILABLE, message)
+                .retry_after(RETRY_AFTER_S)
+                .closing(),
+            Error::Body(_)
+            | Error::NoFile(_)
+            | Error::NotLoaded(_)
+            | Error::File(_)
+            | Error::Prepare(_)
+            | Error::NotServed { .. } => Self::new(StatusCode::BAD_REQUEST, message),
+            Error::Alias(_) => Self::new(StatusCode::CONFLICT, message),
+            Error::Artifact(_) | Error::Register(_) | Error::Lookup(_) | Error::Database(_) => {
+                tracing::error!(error = message, "registry failed");
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "the registry failed")
             }
         }
     }

@@ -101,6 +101,8 @@ impl Bench {
                 bytes: onnx::affine(weights, bias).into(),
                 engine: EngineChoice::Auto,
                 service: Some(Arc::clone(definitions.service(service).unwrap())),
+                rows_max: None,
+                trial: self.config.trial,
             };
             prepare(blueprint, Seats::new(1)).unwrap()
         };
@@ -324,6 +326,8 @@ fn a_model_that_does_not_take_its_services_row_is_refused() {
             bytes: bytes.into(),
             engine: EngineChoice::Auto,
             service: Some(Arc::clone(definitions.service("visit").unwrap())),
+            rows_max: None,
+            trial: bench.config.trial,
         };
         let refused = prepare(blueprint, Seats::new(1))
             .map(|_| ())

@@ -44,6 +44,11 @@ impl Seats {
         Seat(self.serving + 1)
     }
 
+    /// Every seat.
+    pub(crate) fn all(self) -> impl Iterator<Item = Seat> {
+        (0..self.count()).map(Seat)
+    }
+
     fn count(self) -> usize {
         self.serving + 2
     }
@@ -58,6 +63,8 @@ pub(crate) struct NewVersion {
     pub parity: Option<ParityReport>,
     /// `None` for a model that takes its tensors as they come.
     pub service: Option<Arc<Service>>,
+    /// Rows of one request, where the version has a limit of its own.
+    pub rows_max: Option<usize>,
 }
 
 /// A version that can answer.
@@ -71,6 +78,8 @@ pub(crate) struct LoadedVersion {
     pub service: Option<Arc<Service>>,
     /// The service's `name@version`, shared by the records.
     pub service_id: Option<Arc<str>>,
+    /// Rows of one request, where the version has a limit of its own.
+    pub rows_max: Option<usize>,
     /// What callers send and get: with a service its request fields, else the model's own inputs.
     pub public: Signature,
     pub statistics: Statistics,
@@ -121,6 +130,7 @@ impl LoadedVersion {
             engine: new.engine,
             parity: new.parity,
             service: new.service,
+            rows_max: new.rows_max,
             public,
             statistics: Statistics::new(seats.count()),
             sessions,

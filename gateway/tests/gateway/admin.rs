@@ -260,6 +260,18 @@ fn aliases_are_set_by_compare_and_set_from_the_command_line() {
     for bias in [1.0, 2.0, 3.0] {
         project.register("plain", &affine(&[0.0], bias));
     }
+    let file = project.write("aliased.onnx", &affine(&[0.0], 4.0));
+    let file = file.to_str().unwrap();
+    project.done(&[
+        "model", "register", file, "--name", "plain", "--alias", "trial",
+    ]);
+    let shown: Value = serde_json::from_str(&project.done(&["model", "show", "plain"])).unwrap();
+    let aliases = &shown["release"]["aliases"];
+    assert_eq!(*aliases, json!({"champion": 1, "trial": 4}));
+    project.done(&["model", "alias", "plain", "trial", "none"]);
+    let unknown = ["--name", "plain", "--service", "nowhere"];
+    let arguments = [&["model", "register", file][..], &unknown].concat();
+    assert!(project.fails(&arguments).contains("nowhere"));
     project.done(&["model", "alias", "plain", "frozen", "1", "--at-ms", "77"]);
     let conflict = project.fails(&[
         "model",

@@ -47,7 +47,7 @@ pub(crate) fn identity(names: [&str; 2], datatype: DataType, dims: &[i64]) -> Ve
     })
 }
 
-fn model(graph: GraphProto) -> Vec<u8> {
+pub(crate) fn model(graph: GraphProto) -> Vec<u8> {
     let opset = OperatorSetIdProto {
         domain: String::new(),
         version: 17,
@@ -61,7 +61,7 @@ fn model(graph: GraphProto) -> Vec<u8> {
     .encode_to_vec()
 }
 
-fn node(operator: &str, inputs: &[&str], output: &str) -> NodeProto {
+pub(crate) fn node(operator: &str, inputs: &[&str], output: &str) -> NodeProto {
     NodeProto {
         op_type: operator.into(),
         name: format!("{operator}_{output}"),
@@ -72,7 +72,7 @@ fn node(operator: &str, inputs: &[&str], output: &str) -> NodeProto {
 }
 
 /// A value of `dims`; -1 is the batch.
-fn value(name: &str, datatype: DataType, dims: &[i64]) -> ValueInfoProto {
+pub(crate) fn value(name: &str, datatype: DataType, dims: &[i64]) -> ValueInfoProto {
     let dim = |&length: &i64| Dimension {
         value: Some(match length {
             -1 => dimension::Value::DimParam("N".into()),
@@ -95,7 +95,7 @@ fn value(name: &str, datatype: DataType, dims: &[i64]) -> ValueInfoProto {
     }
 }
 
-fn tensor(name: &str, dims: &[i64], values: &[f32]) -> TensorProto {
+pub(crate) fn tensor(name: &str, dims: &[i64], values: &[f32]) -> TensorProto {
     TensorProto {
         name: name.into(),
         dims: dims.to_vec(),

@@ -126,8 +126,7 @@ fn what_cannot_be_served_is_refused_with_its_reason() {
     )
     .unwrap();
     let good = format!("m={}", path("good.onnx"));
-    let cases: [(&[&str], &[&str]); 7] = [
-        (&[], &["--project", "--model"]),
+    let cases: [(&[&str], &[&str]); 6] = [
         (
             &["--model", &format!("m={}", path("none.onnx"))],
             &["none.onnx"],
