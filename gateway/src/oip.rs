@@ -12,6 +12,7 @@ mod element;
 mod half;
 mod json;
 mod metadata;
+mod number;
 mod parameters;
 mod raw;
 mod request;

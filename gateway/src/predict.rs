@@ -141,15 +141,11 @@ pub(crate) async fn predict<W: Wire>(
         admitted: &admitted,
         metrics: &core.metrics,
     };
-    let statistics = &route.first.statistics;
     let ran = runner.run(&route, &inputs).await;
     let run = laps.end(Phase::Run);
     // A fallback's answer is a failure of the version that it stands in for.
-    if ran
-        .as_ref()
-        .map_or(true, |answered| answered.reason.is_some())
-    {
-        statistics.failed(desk.seat, run);
+    if ran.as_ref().map_or(true, |ran| ran.reason.is_some()) {
+        route.first.statistics.failed(desk.seat, run);
     }
     let mut answered = ran?;
 
@@ -160,20 +156,17 @@ pub(crate) async fn predict<W: Wire>(
     let response = response(&route, &answered, &asked, status.as_deref())?;
     let reply = wire.encode(&response)?;
     let output = laps.end(Phase::Encode);
-    let total = laps.finish();
+    let timed = Timed {
+        at_ms: asked.at_ms,
+        rows: inputs.rows,
+        queue: Duration::ZERO,
+        input: decode + features,
+        run,
+        output,
+        total: laps.finish(),
+    };
     if let Some(version) = &answered.version {
-        version.statistics.succeeded(
-            desk.seat,
-            &Timed {
-                at_ms: asked.at_ms,
-                rows: inputs.rows,
-                queue: Duration::ZERO,
-                input: decode + features,
-                run,
-                output,
-                total,
-            },
-        );
+        version.statistics.succeeded(desk.seat, &timed);
     }
     Ok(reply)
 }

@@ -5,7 +5,8 @@ use std::borrow::Cow;
 use engine::{DataType, TensorData};
 
 use super::half::{BF16, FP16, Half};
-use super::json::{Cursor, JsonError, Number};
+use super::json::{Cursor, JsonError};
+use super::number::Number;
 
 /// Axes that a tensor may have.
 pub(crate) const RANK_MAX: usize = 16;

@@ -3,108 +3,28 @@
 //! Accepts what RFC 8259 and `serde_json` accept, nested at most [`DEPTH_MAX`] deep, and beside it
 //! the bare tokens `NaN`, `Infinity` and `-Infinity` where a caller asks for a float. A key or
 //! value that nobody asked for is skipped under the same grammar, without memory. UTF-8 is checked
-//! in strings, the only place where the grammar lets it be. Digits are gathered as they are scanned.
+//! in strings, the only place where the grammar lets it be.
 
 use std::borrow::Cow;
 
-use super::decimal;
+use super::number::{Number, scan};
 
 /// Containers that may be open at once, the outermost one included.
 pub(crate) const DEPTH_MAX: u32 = 64;
 
-/// Where a body stopped being what it should be.
+/// Where a body stopped being what it should be. Boxed, so that what is returned in place of it stays
+/// in registers.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(transparent)]
+pub(crate) struct JsonError(Box<Problem>);
+
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("malformed request at byte {at}: {problem}")]
-pub(crate) struct JsonError {
+struct Problem {
     /// Offset into the body.
-    pub at: usize,
+    at: usize,
     /// What was found or expected there.
-    pub problem: Cow<'static, str>,
-}
-
-/// A number as it is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Number<'a> {
-    /// Its text, ASCII: valid JSON, or one of the three tokens of non-finite floats.
-    text: &'a [u8],
-    /// Every digit before the exponent, without the point; meant only while `counted`.
-    digits: u64,
-    /// The power of ten that the digits are to be multiplied by.
-    exponent: i32,
-    negative: bool,
-    /// The digits fit a word.
-    counted: bool,
-    /// No fraction, no exponent.
-    integral: bool,
-    /// `NaN`, `Infinity` or `-Infinity`.
-    pub non_finite: bool,
-}
-
-impl<'a> Number<'a> {
-    fn non_finite(token: &'static [u8]) -> Self {
-        Self {
-            text: token,
-            digits: 0,
-            exponent: 0,
-            negative: false,
-            counted: false,
-            integral: false,
-            non_finite: true,
-        }
-    }
-
-    pub(crate) fn text(&self) -> &'a str {
-        std::str::from_utf8(self.text).expect("a number is ASCII")
-    }
-
-    /// Not more of it than an error may repeat.
-    pub(crate) fn shown(&self) -> String {
-        self.text().chars().take(32).collect()
-    }
-
-    /// The nearest single: a shortest decimal comes back to the bit. Infinite where none is near.
-    pub(crate) fn to_f32(self) -> f32 {
-        let short = || decimal::to_f32(self.digits, self.exponent);
-        match self.counted.then(short).flatten() {
-            Some(value) if self.negative => -value,
-            Some(value) => value,
-            None => parsed(self.text()),
-        }
-    }
-
-    /// The nearest double.
-    pub(crate) fn to_f64(self) -> f64 {
-        let short = || decimal::to_f64(self.digits, self.exponent);
-        match self.counted.then(short).flatten() {
-            Some(value) if self.negative => -value,
-            Some(value) => value,
-            None => parsed(self.text()),
-        }
-    }
-
-    /// The whole number that is meant: an integer, or a fraction or exponent with a whole value that
-    /// a double holds exactly (`3.0`, `1e3`).
-    pub(crate) fn to_integer(self) -> Option<i128> {
-        const EXACT_MAX: f64 = 9_007_199_254_740_992.0;
-        if self.integral && self.counted {
-            let value = i128::from(self.digits);
-            return Some(if self.negative { -value } else { value });
-        }
-        if self.integral {
-            // 39 digits bound an i128; the parse refuses the rest.
-            return self.text().parse().ok();
-        }
-        let value = self.to_f64();
-        (value.fract() == 0.0 && value.abs() <= EXACT_MAX).then_some(value as i128)
-    }
-}
-
-fn parsed<T: std::str::FromStr>(text: &str) -> T
-where
-    T::Err: std::fmt::Debug,
-{
-    text.parse()
-        .expect("the standard library reads every number of JSON, and the three tokens")
+    problem: Cow<'static, str>,
 }
 
 /// A place in a body.
@@ -131,10 +51,10 @@ impl<'a> Cursor<'a> {
     }
 
     pub(crate) fn error(&self, problem: impl Into<Cow<'static, str>>) -> JsonError {
-        JsonError {
+        JsonError(Box::new(Problem {
             at: self.at,
             problem: problem.into(),
-        }
+        }))
     }
 
     fn byte(&self) -> Option<u8> {
@@ -345,13 +265,12 @@ impl<'a> Cursor<'a> {
 
     /// A number, or one of the tokens of non-finite floats.
     pub(crate) fn number_or_token(&mut self) -> Result<Number<'a>, JsonError> {
-        if let Some(b'0'..=b'9') = self.peek() {
-            return self.number();
-        }
-        for token in ["NaN", "Infinity", "-Infinity"] {
-            if self.rest().starts_with(token.as_bytes()) {
-                self.at += token.len();
-                return Ok(Number::non_finite(token.as_bytes()));
+        if matches!(self.peek(), Some(b'N' | b'I' | b'-')) {
+            for token in ["NaN", "Infinity", "-Infinity"] {
+                if self.rest().starts_with(token.as_bytes()) {
+                    self.at += token.len();
+                    return Ok(Number::non_finite(token.as_bytes()));
+                }
             }
         }
         self.number()
@@ -360,85 +279,16 @@ impl<'a> Cursor<'a> {
     /// A number of the JSON grammar.
     pub(crate) fn number(&mut self) -> Result<Number<'a>, JsonError> {
         self.peek();
-        let start = self.at;
-        let negative = self.byte() == Some(b'-');
-        self.at += usize::from(negative);
-        let first = self.at;
-        let mut digits = 0;
-        while let Some(digit @ b'0'..=b'9') = self.byte() {
-            digits = appended(digits, u64::from(digit - b'0'), 10);
-            self.at += 1;
-        }
-        let mut count = self.at - first;
-        match self.bytes.get(first) {
-            _ if count == 0 => return Err(self.error("expected a number")),
-            Some(b'0') if count > 1 => return Err(self.error("a number may not begin with 0")),
-            _ => {}
-        }
-        let whole_end = self.at;
-        let mut exponent = 0_i32;
-        if self.byte() == Some(b'.') {
-            self.at += 1;
-            let places = self.fraction(&mut digits)?;
-            count += places;
-            // A body is far shorter than 2^31 bytes; a longer fraction is not `counted` either.
-            exponent = -i32::try_from(places).unwrap_or(i32::MAX);
-        }
-        if matches!(self.byte(), Some(b'e' | b'E')) {
-            self.at += 1;
-            exponent = exponent.saturating_add(self.power()?);
-        }
-        Ok(Number {
-            text: self.bytes.get(start..self.at).unwrap_or_default(),
-            digits,
-            exponent,
-            negative,
-            // 10^19 is below 2^64.
-            counted: count <= 19,
-            integral: self.at == whole_end,
-            non_finite: false,
-        })
-    }
-
-    /// Appends the digits of a fraction, eight at a time, and counts them.
-    fn fraction(&mut self, digits: &mut u64) -> Result<usize, JsonError> {
-        let first = self.at;
-        while let Some(chunk) = self.rest().first_chunk::<8>() {
-            let (count, value) = leading_digits(*chunk);
-            *digits = appended(*digits, value, TENS[count]);
-            self.at += count;
-            if count < 8 {
-                break;
+        match scan(self.rest()) {
+            Ok((number, length)) => {
+                self.at += length;
+                Ok(number)
+            }
+            Err((problem, length)) => {
+                self.at += length;
+                Err(self.error(problem))
             }
         }
-        while let Some(digit @ b'0'..=b'9') = self.byte() {
-            *digits = appended(*digits, u64::from(digit - b'0'), 10);
-            self.at += 1;
-        }
-        match self.at - first {
-            0 => Err(self.error("expected a digit")),
-            count => Ok(count),
-        }
-    }
-
-    /// An exponent after its `e`; one that is out of every float's reach stays so.
-    fn power(&mut self) -> Result<i32, JsonError> {
-        let negative = self.byte() == Some(b'-');
-        if matches!(self.byte(), Some(b'+' | b'-')) {
-            self.at += 1;
-        }
-        let first = self.at;
-        let mut power = 0_i32;
-        while let Some(digit @ b'0'..=b'9') = self.byte() {
-            power = power
-                .saturating_mul(10)
-                .saturating_add(i32::from(digit - b'0'));
-            self.at += 1;
-        }
-        if self.at == first {
-            return Err(self.error("expected a digit"));
-        }
-        Ok(if negative { -power } else { power })
     }
 
     /// Passes over one value of any kind. The open brackets are bits of one word, so the cost in
@@ -481,43 +331,6 @@ impl<'a> Cursor<'a> {
             }
         }
     }
-}
-
-const TENS: [u64; 9] = [
-    1,
-    10,
-    100,
-    1_000,
-    10_000,
-    100_000,
-    1_000_000,
-    10_000_000,
-    100_000_000,
-];
-
-/// Digits with more digits after them; wraps where they no longer fit, which `counted` tells.
-fn appended(digits: u64, more: u64, ten: u64) -> u64 {
-    digits.wrapping_mul(ten).wrapping_add(more)
-}
-
-/// How many of the eight bytes, from the first, are digits, and their value: all eight in one word,
-/// after Lemire, "Number parsing at a gigabyte per second", 2021, section 3.
-fn leading_digits(bytes: [u8; 8]) -> (usize, u64) {
-    const EACH: u64 = 0x0101_0101_0101_0101;
-    let values = u64::from_le_bytes(bytes) ^ (EACH * 0x30);
-    // The high bit of each byte that is above 9, up to and including the first such byte.
-    let others = (values.wrapping_add(EACH * 0x76) | values) & (EACH * 0x80);
-    let count = others.trailing_zeros() / 8;
-    if count == 0 {
-        return (0, 0);
-    }
-    // Zeros in front, in place of what follows the digits.
-    let values = values << (64 - 8 * count);
-    const PAIRS: u64 = 0x0000_00ff_0000_00ff;
-    let pairs = values.wrapping_mul(10).wrapping_add(values >> 8);
-    let fours = (pairs & PAIRS).wrapping_mul(100 + (1_000_000 << 32));
-    let rest = ((pairs >> 16) & PAIRS).wrapping_mul(1 + (10_000 << 32));
-    (count as usize, fours.wrapping_add(rest) >> 32)
 }
 
 #[cfg(test)]
