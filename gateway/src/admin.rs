@@ -1,18 +1,19 @@
 //! The admin interface: JSON over HTTP/1.1 on a listener of its own, served by the control thread.
 //!
 //! It reads the registry and the served table directly; what changes a loop goes to the loop's
-//! owner as a command. It has no keys, so it listens on loopback, and refuses what a browser would
-//! send on behalf of a web page: requests with an `Origin`, and hosts that are names of others.
+//! owner as a command. Where keys are required it takes those with the scope `admin`; and it always
+//! refuses what a browser would send on behalf of a web page: requests with an `Origin`, hosts that
+//! are names of others, and bodies that are not said to be JSON.
 
 mod answer;
 mod features;
 mod models;
+mod routes;
 mod serving;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
-use hyper::Method;
 use registry::{ModelName, Registry};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
@@ -20,16 +21,20 @@ use tokio::sync::oneshot;
 
 use crate::config::ModelConfig;
 use crate::control::{Command, Remote};
-use crate::http::percent_decode;
+use crate::routing::{Named, percent_decode};
 use crate::serve::Core;
 
 use answer::Refusal;
+use routes::Action;
 
+pub(crate) use routes::ROUTES;
 pub(crate) use serving::{Serving, bind};
 
 /// What the handlers need.
 pub(crate) struct Admin {
     pub core: Arc<Core>,
+    /// Names by which callers may address us, besides our own.
+    pub hosts: Vec<Box<str>>,
     /// Whether a project is served.
     pub project: bool,
     /// The project's registry, once it is there.
@@ -41,46 +46,29 @@ pub(crate) struct Admin {
 
 /// A request, as far as a handler looks at it.
 struct Asked<'r> {
-    method: &'r Method,
-    /// Of the path, percent-decoded.
-    segments: Vec<&'r str>,
+    named: Named<'r>,
     query: &'r str,
     body: &'r [u8],
 }
 
 impl Admin {
     /// Answers one request with a JSON value.
-    async fn answer(&self, asked: &Asked<'_>) -> Result<Value, Refusal> {
-        match asked.segments[..] {
-            ["v1", "loop"] => {
-                asked.expect(&Method::GET)?;
-                self.loop_view()
+    async fn answer(&self, action: Action, asked: &Asked<'_>) -> Result<Value, Refusal> {
+        match action {
+            Action::ShowLoop => self.loop_view(),
+            Action::MoveClock => self.clock(asked.body()?).await,
+            Action::ListFeatures => self.feature_overview(),
+            Action::ReadFeatures => self.read_features(asked.named("service"), asked.body()?),
+            Action::ListModels => self.model_list().await,
+            Action::ShowRun => self.run(asked.named("run")).await,
+            Action::Promote | Action::RollBack | Action::Train | Action::SetAlias => {
+                let model: ModelName = asked.named("model").parse()?;
+                self.change(&model, action, asked).await
             }
-            ["v1", "clock"] => {
-                asked.expect(&Method::POST)?;
-                self.clock(asked.body()?).await
+            _ => {
+                let model: ModelName = asked.named("model").parse()?;
+                self.show(&model, action, asked).await
             }
-            ["v1", "features"] => {
-                asked.expect(&Method::GET)?;
-                self.feature_overview()
-            }
-            ["v1", "features", service] => {
-                asked.expect(&Method::POST)?;
-                self.read_features(service, asked.body()?)
-            }
-            ["v1", "models"] => {
-                asked.expect(&Method::GET)?;
-                self.model_list().await
-            }
-            ["v1", "models", model, ref rest @ ..] => {
-                let model: ModelName = model.parse()?;
-                self.of_model(&model, rest, asked).await
-            }
-            ["v1", "runs", run] => {
-                asked.expect(&Method::GET)?;
-                self.run(run).await
-            }
-            _ => Err(Refusal::no_such_path()),
         }
     }
 
@@ -149,11 +137,9 @@ impl Body {
 }
 
 impl Asked<'_> {
-    fn expect(&self, method: &Method) -> Result<(), Refusal> {
-        if self.method == method {
-            return Ok(());
-        }
-        Err(Refusal::method(method))
+    /// What the path says for a name of its route.
+    fn named(&self, name: &str) -> &str {
+        self.named.get(name).unwrap_or_default()
     }
 
     /// The fields of the body; none for an empty one.

@@ -5,6 +5,7 @@
 
 mod admin_client;
 mod feature;
+mod key;
 mod model;
 mod run;
 
@@ -20,6 +21,8 @@ use crate::clock::{Clock, ClockMode};
 use crate::config::{ProjectConfig, ServeArgs, ServeConfig};
 use crate::control::open_registry;
 use crate::prepare::{CheckModelArgs, check_model};
+use crate::routing::{self, Shown};
+use crate::{admin, grpc, http, page};
 
 /// An inference gateway with its training loop attached.
 #[derive(Debug, Parser)]
@@ -42,6 +45,11 @@ pub(crate) enum Command {
     /// Feature definitions, history, training rows
     #[command(subcommand)]
     Feature(feature::FeatureCommand),
+    /// Keys of the API: who may call
+    #[command(subcommand)]
+    Key(key::KeyCommand),
+    /// Print every route of every listener and what it asks of its caller, as JSON
+    Routes,
     /// Training runs
     #[command(subcommand)]
     Run(run::RunCommand),
@@ -50,6 +58,21 @@ pub(crate) enum Command {
     /// Try a model in this process, for a gateway
     #[command(hide = true)]
     CheckModel(CheckModelArgs),
+}
+
+/// Every row of every route table.
+fn routes() -> Vec<Shown> {
+    let grpc = grpc::METHODS.iter().map(|&(path, access, _)| Shown {
+        listener: "grpc",
+        method: "POST".to_owned(),
+        path: path.to_owned(),
+        access: access.as_str(),
+    });
+    routing::shown("http", http::ROUTES)
+        .chain(grpc)
+        .chain(routing::shown("admin", admin::ROUTES))
+        .chain(routing::shown("metrics", page::ROUTES))
+        .collect()
 }
 
 /// Which project.
@@ -70,6 +93,8 @@ pub(crate) fn run(command: Command) -> Result<()> {
         Command::Check(project) => check(&project),
         Command::Model(command) => block_on(model::run(command)),
         Command::Feature(command) => feature::run(command),
+        Command::Key(command) => key::run(command),
+        Command::Routes => print_json(&routes()),
         Command::Run(command) => block_on(run::run(command)),
         Command::Trigger(args) => block_on(run::trigger(&args)),
         Command::CheckModel(args) => check_model(&args),

@@ -2,6 +2,7 @@
 //! checked and with every default filled in. The command line wins over the file.
 
 mod file;
+mod security;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -19,6 +20,7 @@ use crate::prepare::TrialLimits;
 
 pub(crate) use file::{Alias, EngineChoice};
 use file::{GatewayFile, ModelFile};
+pub(crate) use security::Security;
 
 /// What `loopgate serve` is given on the command line.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -74,6 +76,7 @@ fn file_model(text: &str) -> Result<FileModel, String> {
 #[derive(Clone, Debug)]
 pub(crate) struct ServeConfig {
     pub listeners: Listeners,
+    pub security: Security,
     pub limits: Limits,
     pub clock: ClockMode,
     pub serving_threads: NonZeroUsize,
@@ -185,13 +188,6 @@ pub(crate) enum ConfigError {
     File(#[from] ProjectFileError),
     #[error("model `{0}` is given twice")]
     Twice(ModelName),
-    #[error(
-        "{listener} listener on {address}: a public address needs `insecure = true` in loopgate.toml, since it has no keys"
-    )]
-    Public {
-        listener: &'static str,
-        address: SocketAddr,
-    },
     #[error("{}: the file's name is not a model's: {problem}", path.display())]
     ModelName { path: PathBuf, problem: String },
     #[error("{}: {problem}", path.display())]
@@ -207,7 +203,7 @@ impl ServeConfig {
     /// Reads the project, if there is one, and fills in what neither it nor `args` says.
     ///
     /// # Errors
-    /// When a file is missing or wrong, or an address is public without `insecure = true`.
+    /// When a file is missing or wrong.
     pub(crate) fn new(args: ServeArgs) -> Result<Self, ConfigError> {
         for (k, model) in args.model.iter().enumerate() {
             if args.model[..k]
@@ -252,12 +248,12 @@ impl ServeConfig {
                 .or(file.admin.address)
                 .unwrap_or(default(8003, false)),
         };
-        if !file.insecure {
-            refuse_public(&listeners)?;
-        }
+        let settings_folder = settings.as_deref().and_then(Path::parent);
+        let security = Security::new(&file, settings_folder, data.as_deref(), &listeners);
         let cores = || std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
         Ok(Self {
             listeners,
+            security,
             limits: file.limits(),
             clock: file.clock.mode,
             serving_threads: args
@@ -295,20 +291,6 @@ impl ProjectConfig {
         }
         Ok(())
     }
-}
-
-fn refuse_public(listeners: &Listeners) -> Result<(), ConfigError> {
-    for (listener, address) in [
-        ("http", listeners.http),
-        ("grpc", listeners.grpc),
-        ("admin", listeners.admin),
-        ("metrics", listeners.metrics),
-    ] {
-        if !address.ip().is_loopback() {
-            return Err(ConfigError::Public { listener, address });
-        }
-    }
-    Ok(())
 }
 
 fn project(folder: PathBuf, file: &GatewayFile) -> Result<ProjectConfig, ConfigError> {
@@ -396,14 +378,52 @@ mod tests {
         assert_eq!(config.files.len(), 1);
     }
 
+    fn exposed(config: &str, arguments: &[&str], keys: usize) -> Result<(), String> {
+        let config = serve(config, arguments).unwrap();
+        let refused = config.security.refuse_exposed(&config.listeners, keys);
+        refused.map_err(|error| error.to_string())
+    }
+
     #[test]
-    fn a_public_address_must_be_owned_up_to() {
-        let refused = serve("", &["--http", "0.0.0.0:8000"]).unwrap_err();
-        assert!(refused.to_string().contains("insecure = true"), "{refused}");
-        assert!(serve("[admin]\naddress = \"10.0.0.1:1\"", &[]).is_err());
+    fn a_public_address_needs_a_key_or_must_be_owned_up_to() {
+        let public = ["--http", "0.0.0.0:8000"];
+        let refused = exposed("", &public, 0).unwrap_err();
+        assert!(refused.contains("insecure = true"), "{refused}");
+        assert!(
+            refused.contains("http listener on 0.0.0.0:8000"),
+            "{refused}"
+        );
+        assert_eq!(exposed("", &public, 1), Ok(()));
+        assert_eq!(exposed("", &[], 0), Ok(()));
+        assert!(serve("", &public).unwrap().security.keys_required);
+        assert!(!serve("", &[]).unwrap().security.keys_required);
+        assert!(
+            serve("keys = { required = true }", &[])
+                .unwrap()
+                .security
+                .keys_required
+        );
         let open = serve("insecure = true", &[]).unwrap();
+        assert!(!open.security.keys_required);
         assert_eq!(open.listeners.http.to_string(), "0.0.0.0:8000");
         assert_eq!(open.listeners.admin.to_string(), "127.0.0.1:8003");
+        assert_eq!(exposed("insecure = true", &[], 0), Ok(()));
+    }
+
+    #[test]
+    fn a_public_admin_address_needs_tls_too() {
+        let plain = "[admin]\naddress = \"10.0.0.1:1\"\n";
+        let refused = exposed(plain, &[], 1).unwrap_err();
+        assert!(
+            refused.contains("admin listener on 10.0.0.1:1") && refused.contains("[tls]"),
+            "{refused}"
+        );
+        let safe = format!("{plain}[tls]\ncertificate = \"c.pem\"\nkey = \"/k.pem\"\n");
+        assert_eq!(exposed(&safe, &[], 1), Ok(()));
+        assert!(exposed(&safe, &[], 0).is_err());
+        let tls = serve(&safe, &[]).unwrap().security.tls.unwrap();
+        assert!(tls.certificate.is_absolute() && tls.key == Path::new("/k.pem"));
+        assert!(serve("[tls]\ncertificate = \"c.pem\"", &[]).is_err());
     }
 
     #[test]

@@ -219,6 +219,7 @@ impl Controlled {
         };
         let admin = Arc::new(Admin {
             core: Arc::clone(&core),
+            hosts: config.security.admin_hosts.clone(),
             project: config.project.is_some(),
             registry: OnceLock::new(),
             models: config

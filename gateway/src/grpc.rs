@@ -30,6 +30,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::predict::Desk;
+use crate::tls::{Door, Spoken};
+
+pub(crate) use method::METHODS;
 
 use call::Server;
 
@@ -136,6 +139,15 @@ async fn converse(server: Arc<Server>, stream: TcpStream) {
     // A socket that the peer has closed already takes no option; its connection ends by itself.
     drop(stream.set_nodelay(true));
     let stop = server.stop.clone();
+    let door = Door::new(server.desk.core.tls.clone(), Spoken::Http2);
+    let entered = tokio::select! {
+        biased;
+        () = stop.cancelled() => None,
+        entered = door.enter(stream) => entered,
+    };
+    let Some(stream) = entered else {
+        return;
+    };
     let service = service_fn(move |request| {
         let answered = Box::pin(call::respond(Arc::clone(&server), request));
         async move { Ok::<_, Infallible>(answered.await) }

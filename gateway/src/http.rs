@@ -25,16 +25,17 @@ use hyper::{Request, Response, StatusCode};
 use serde::Serialize;
 use serde_json::json;
 
+use crate::access::Denied;
 use crate::ingest;
-use crate::metrics::{Operation, Outcome};
+use crate::metrics::Outcome;
 use crate::oip;
 use crate::predict::Desk;
 use crate::serve::Core;
 
-pub(crate) use routes::percent_decode;
+pub(crate) use routes::ROUTES;
 
 use encoding::Coding;
-use routes::{Endpoint, Matched, resolve};
+use routes::{Endpoint, Matched, enter};
 use status::Refusal;
 
 /// In replay mode the request's time, milliseconds since the Unix epoch.
@@ -53,10 +54,7 @@ struct Received<'r> {
 pub(crate) async fn respond(desk: Arc<Desk>, request: Request<Incoming>) -> Answer {
     let arrived = Instant::now();
     let (head, body) = request.into_parts();
-    let matched = resolve(&head.method, head.uri.path());
-    let operation = matched.as_ref().map_or(Operation::Other, |matched| {
-        matched.route.endpoint.operation()
-    });
+    let (operation, matched) = enter(&desk.core.gate, &head);
     let answered = unwinding(async {
         let received = Received {
             headers: &head.headers,
@@ -79,13 +77,18 @@ pub(crate) async fn respond(desk: Arc<Desk>, request: Request<Incoming>) -> Answ
     response
 }
 
+/// What a caller is told that the gate does not let in.
+pub(crate) fn denied(denied: Denied) -> Answer {
+    Refusal::from(denied).into_response().0
+}
+
 async fn answer(
     desk: &Desk,
     matched: &Matched<'_>,
     received: Received<'_>,
 ) -> Result<Answer, Refusal> {
     let core = &*desk.core;
-    Ok(match matched.route.endpoint {
+    Ok(match matched.endpoint() {
         Endpoint::Infer => infer::infer(desk, matched.target()?, received).await?,
         Endpoint::Server => json(&oip::server_metadata(core.extensions())),
         Endpoint::Live => json(&json!({"live": true})),
@@ -140,7 +143,7 @@ async fn trace_settings(
         describe::model_metadata(core, &target)?;
     }
     let settings = describe::trace_settings();
-    if matched.route.endpoint == Endpoint::TraceSettings {
+    if matched.endpoint() == Endpoint::TraceSettings {
         return Ok(json(&settings));
     }
     let body = body::read(received.headers, received.body, &core.limits).await?;

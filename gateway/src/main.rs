@@ -3,6 +3,7 @@
 //! The data plane answers predictions, events and labels (`predict`, `ingest`); the control plane
 //! decides which versions do (`table` is where they meet).
 
+mod access;
 mod admin;
 mod admission;
 mod cli;
@@ -14,18 +15,23 @@ mod features;
 mod grpc;
 mod http;
 mod ingest;
+mod keys;
 mod listener;
 mod metrics;
 mod oip;
 mod page;
 mod predict;
 mod prepare;
+mod rate;
 mod recorder;
 mod repository;
 mod route;
+mod routing;
 mod serve;
 mod shadow;
 mod table;
+mod tls;
+mod watched;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;

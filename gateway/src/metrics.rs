@@ -13,6 +13,7 @@ use metrics::{
 };
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
+use crate::access::Denied;
 use crate::execute::Reason;
 use crate::table::ModelTable;
 
@@ -35,6 +36,9 @@ const MODEL_VERSION: &str = "loopgate_model_version";
 const SWAPS: &str = "loopgate_swaps_total";
 const REGISTRY_AWAY: &str = "loopgate_registry_away";
 const TABLE_GENERATION: &str = "loopgate_table_generation";
+const DENIED: &str = "loopgate_denied_total";
+const HANDSHAKES: &str = "loopgate_tls_handshakes_total";
+const RELOADS: &str = "loopgate_reloads_total";
 
 const PHASE_BUCKETS_S: [f64; 16] = [
     50e-6, 100e-6, 200e-6, 350e-6, 500e-6, 750e-6, 1e-3, 2e-3, 3.5e-3, 5e-3, 10e-3, 25e-3, 50e-3,
@@ -265,6 +269,69 @@ impl Metrics {
     }
 }
 
+/// What the gate counts.
+pub(crate) struct AccessMetrics {
+    no_key: Counter,
+    unknown_key: Counter,
+    scope: Counter,
+    rate: Counter,
+    pub keys_reloaded: Counter,
+    pub keys_refused: Counter,
+}
+
+impl AccessMetrics {
+    pub(crate) fn resolve() -> Self {
+        let denied = |reason: &'static str| counter!(DENIED, "reason" => reason);
+        let reloads = |outcome: &'static str| reloads("keys", outcome);
+        Self {
+            no_key: denied("no_key"),
+            unknown_key: denied("unknown_key"),
+            scope: denied("scope"),
+            rate: denied("rate"),
+            keys_reloaded: reloads("ok"),
+            keys_refused: reloads("refused"),
+        }
+    }
+
+    pub(crate) fn denied(&self, denied: Denied) {
+        let counter = match denied {
+            Denied::NoKey => &self.no_key,
+            Denied::Unknown => &self.unknown_key,
+            Denied::Scope(_) => &self.scope,
+            Denied::Rate { .. } => &self.rate,
+        };
+        counter.increment(1);
+    }
+}
+
+/// What TLS counts.
+pub(crate) struct TlsMetrics {
+    pub handshakes: Counter,
+    pub handshakes_failed: Counter,
+    pub handshakes_late: Counter,
+    pub handshakes_shed: Counter,
+    pub certificates_reloaded: Counter,
+    pub certificates_refused: Counter,
+}
+
+impl TlsMetrics {
+    pub(crate) fn resolve() -> Self {
+        let handshakes = |outcome: &'static str| counter!(HANDSHAKES, "outcome" => outcome);
+        Self {
+            handshakes: handshakes("ok"),
+            handshakes_failed: handshakes("failed"),
+            handshakes_late: handshakes("late"),
+            handshakes_shed: handshakes("shed"),
+            certificates_reloaded: reloads("certificate", "ok"),
+            certificates_refused: reloads("certificate", "refused"),
+        }
+    }
+}
+
+fn reloads(what: &'static str, outcome: &'static str) -> Counter {
+    counter!(RELOADS, "what" => what, "outcome" => outcome)
+}
+
 /// A stopwatch over the phases of one prediction.
 pub(crate) struct Laps<'m> {
     metrics: &'m Metrics,
@@ -330,6 +397,9 @@ fn describe() {
         TABLE_GENERATION,
         "Generation of the registry that is served"
     );
+    describe_counter!(DENIED, "Calls that the gate did not let in, by reason");
+    describe_counter!(HANDSHAKES, "TLS handshakes by outcome");
+    describe_counter!(RELOADS, "Changed files of keys or certificates, by outcome");
 }
 
 #[cfg(test)]

@@ -12,14 +12,15 @@ use anyhow::{Context, Result};
 use featurestore::{Definitions, FeatureStore, StoreOptions};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use crate::access::{Gate, KeyWatch};
 use crate::admission::Admission;
 use crate::clock::Clock;
-use crate::config::{FileModel, Limits, ServeConfig, ServeRules};
+use crate::config::{FileModel, Limits, Security, ServeConfig, ServeRules};
 use crate::control::{ControlOptions, ControlThread};
 use crate::features::Reader;
 use crate::grpc::GrpcThread;
 use crate::listener::{self, Connections, DataPlane};
-use crate::metrics::{Metrics, Sampled};
+use crate::metrics::{AccessMetrics, Metrics, Sampled, TlsMetrics};
 use crate::page::Page;
 use crate::predict::Desk;
 use crate::prepare::{Blueprint, prepare};
@@ -27,17 +28,23 @@ use crate::recorder::{Recorder, RecorderGone, RecorderOptions};
 use crate::repository::Repository;
 use crate::shadow::{ShadowOptions, Shadows};
 use crate::table::{CHAMPION, LiveTable, LoadedVersion, ModelParts, ModelTable, Publisher, Seats};
+use crate::tls::{Tls, TlsWatch};
 
 /// The version that a file without a registry is served as.
 const FILE_VERSION: u32 = 1;
 /// How often metrics are folded.
 const UPKEEP: Duration = Duration::from_secs(1);
+/// How often keys and certificates are looked at; a key is revoked within it.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// What every request needs; one for the process.
 pub(crate) struct Core {
     pub table: Arc<LiveTable>,
     pub clock: Clock,
     pub limits: Limits,
+    pub gate: Gate,
+    /// `None` where connections are taken as they come.
+    pub tls: Option<Arc<Tls>>,
     pub admission: Arc<Admission>,
     /// Events and labels have places of their own: a flood of them sheds no prediction.
     pub ingest_admission: Arc<Admission>,
@@ -120,6 +127,8 @@ pub(crate) fn run(config: &ServeConfig) -> Result<()> {
     let threads = config.serving_threads.get();
     let seats = Seats::new(threads);
     let metrics = Arc::new(Metrics::install()?);
+    // Before anything reads the files: what changes from here on is seen.
+    let watch = Watch::new(&config.security);
     let (core, mut publisher, backstage) = assemble(config, seats, metrics)?;
     let files = publish_files(config, seats, &mut publisher, &core)?;
     let (repository, jobs) = Repository::new(config.repository);
@@ -151,7 +160,7 @@ pub(crate) fn run(config: &ServeConfig) -> Result<()> {
     runtime.block_on(async {
         // Before anybody learns that we serve: a signal sent after that must drain.
         let signals = Signals::listen()?;
-        let page = Page::bind(config.listeners.metrics, Arc::clone(&core))
+        let page = Page::bind(&config.listeners, Arc::clone(&core))
             .await
             .with_context(|| format!("metrics listener on {}", config.listeners.metrics))?;
         announce(&[
@@ -160,7 +169,7 @@ pub(crate) fn run(config: &ServeConfig) -> Result<()> {
             ("admin", control.admin),
             ("metrics", page.address()),
         ]);
-        until_told_to_stop(signals, &core, page).await;
+        until_told_to_stop(signals, &core, page, watch).await;
         Ok::<_, anyhow::Error>(())
     })?;
     core.draining.store(true, Ordering::Relaxed);
@@ -177,6 +186,16 @@ pub(crate) fn assemble(
     seats: Seats,
     metrics: Arc<Metrics>,
 ) -> Result<(Arc<Core>, Publisher, Backstage)> {
+    let security = &config.security;
+    let gate = Gate::new(
+        security.keys_required,
+        security.keys.as_ref(),
+        AccessMetrics::resolve(),
+    )?;
+    security.refuse_exposed(&config.listeners, gate.keys())?;
+    let tls = security.tls.as_ref();
+    let tls = tls.map(|files| Tls::new(files, TlsMetrics::resolve()));
+    let tls = tls.transpose()?;
     let store = open_store(config)?;
     let clock = Clock::new(config.clock);
     let (table, publisher) = LiveTable::new();
@@ -199,6 +218,8 @@ pub(crate) fn assemble(
         table,
         clock,
         limits: config.limits,
+        gate,
+        tls,
         admission: Admission::new(config.limits.in_flight_max),
         ingest_admission: Admission::new(config.limits.ingest_in_flight_max),
         recorder,
@@ -307,8 +328,33 @@ impl Signals {
     }
 }
 
-async fn until_told_to_stop(mut signals: Signals, core: &Core, page: Page) {
+/// Files that may change under a running gateway.
+struct Watch {
+    keys: Option<KeyWatch>,
+    tls: Option<TlsWatch>,
+}
+
+impl Watch {
+    fn new(security: &Security) -> Self {
+        Self {
+            keys: security.keys.clone().map(KeyWatch::new),
+            tls: security.tls.clone().map(TlsWatch::new),
+        }
+    }
+
+    fn look(&mut self, core: &Core) {
+        if let Some(keys) = &mut self.keys {
+            keys.look(&core.gate);
+        }
+        if let (Some(watch), Some(tls)) = (&mut self.tls, &core.tls) {
+            watch.look(tls);
+        }
+    }
+}
+
+async fn until_told_to_stop(mut signals: Signals, core: &Core, page: Page, mut watch: Watch) {
     let mut upkeep = tokio::time::interval(UPKEEP);
+    let mut look = tokio::time::interval(LOOK);
     let mut page = std::pin::pin!(page.serve());
     loop {
         tokio::select! {
@@ -316,6 +362,7 @@ async fn until_told_to_stop(mut signals: Signals, core: &Core, page: Page) {
             _ = signals.interrupt.recv() => return,
             () = &mut page => {}
             _ = upkeep.tick() => core.metrics.upkeep(),
+            _ = look.tick() => watch.look(core),
         }
     }
 }

@@ -4,19 +4,21 @@
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
-use hyper::{Method, Response, StatusCode};
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use hyper::{Response, StatusCode};
 use registry::{AliasError, DatabaseError, LookupError, NameError};
 use serde_json::{Value, json};
 
+use crate::access::{CHALLENGE, Denied};
 use crate::control::{AdvanceError, RequestError};
+use crate::routing::Unrouted;
 
 /// Why a request is refused.
 #[derive(Debug)]
 pub(super) struct Refusal {
     status: StatusCode,
     message: String,
-    allow: Option<HeaderValue>,
+    header: Option<(HeaderName, HeaderValue)>,
 }
 
 impl Refusal {
@@ -24,7 +26,7 @@ impl Refusal {
         Self {
             status,
             message: message.into(),
-            allow: None,
+            header: None,
         }
     }
 
@@ -51,19 +53,17 @@ impl Refusal {
         )
     }
 
-    pub(super) fn method(allowed: &Method) -> Self {
-        let mut refusal = Self::new(
-            StatusCode::METHOD_NOT_ALLOWED,
-            format!("this path takes {allowed} only"),
-        );
-        refusal.allow = HeaderValue::from_str(allowed.as_str()).ok();
-        refusal
-    }
-
     pub(super) fn encoding() -> Self {
         Self::new(
             StatusCode::BAD_REQUEST,
             "the path or query is not percent-encoded UTF-8",
+        )
+    }
+
+    pub(super) fn content_type() -> Self {
+        Self::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "a call that changes something takes `content-type: application/json` only",
         )
     }
 
@@ -119,6 +119,42 @@ impl Refusal {
 
     pub(super) fn failed(message: impl Into<String>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, message)
+    }
+}
+
+impl From<Unrouted> for Refusal {
+    fn from(unrouted: Unrouted) -> Self {
+        match unrouted {
+            Unrouted::Encoding => Self::encoding(),
+            Unrouted::Path => Self::no_such_path(),
+            Unrouted::Method { allowed } => {
+                let message = format!("this path takes {allowed} only");
+                let mut refusal = Self::new(StatusCode::METHOD_NOT_ALLOWED, message);
+                let allowed = HeaderValue::from_str(&allowed).expect("methods are tokens");
+                refusal.header = Some((ALLOW, allowed));
+                refusal
+            }
+        }
+    }
+}
+
+impl From<Denied> for Refusal {
+    fn from(denied: Denied) -> Self {
+        let message = denied.to_string();
+        match denied {
+            Denied::NoKey | Denied::Unknown => {
+                let mut refusal = Self::new(StatusCode::UNAUTHORIZED, message);
+                let challenge = HeaderValue::from_static(CHALLENGE);
+                refusal.header = Some((WWW_AUTHENTICATE, challenge));
+                refusal
+            }
+            Denied::Scope(_) => Self::new(StatusCode::FORBIDDEN, message),
+            Denied::Rate { retry_after_s } => {
+                let mut refusal = Self::new(StatusCode::TOO_MANY_REQUESTS, message);
+                refusal.header = Some((RETRY_AFTER, retry_after_s.into()));
+                refusal
+            }
+        }
     }
 }
 
@@ -189,19 +225,19 @@ impl From<RequestError> for Refusal {
 
 /// The response of an answer or a refusal.
 pub(super) fn respond(answer: Result<Value, Refusal>) -> Response<Full<Bytes>> {
-    let (status, body, allow) = match answer {
+    let (status, body, header) = match answer {
         Ok(body) => (StatusCode::OK, body, None),
         Err(refusal) => {
             let body = json!({"error": refusal.message});
-            (refusal.status, body, refusal.allow)
+            (refusal.status, body, refusal.header)
         }
     };
     let mut response = Response::new(Full::new(Bytes::from(body.to_string())));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    if let Some(allow) = allow {
-        headers.insert(ALLOW, allow);
+    if let Some((name, value)) = header {
+        headers.insert(name, value);
     }
     response
 }

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use hyper::Method;
 use monitor::OperatorRequest;
 use registry::{AliasChange, AliasName, LookupError, ModelName, RunId, Version};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use super::answer::Refusal;
+use super::routes::Action;
 use super::{Admin, Asked, Body};
 use crate::control::Command;
 use crate::table::{LoadedVersion, ServedModel};
@@ -34,50 +34,31 @@ impl Admin {
         Ok(json!({"models": models}))
     }
 
-    /// `/v1/models/{model}/…`
-    pub(super) async fn of_model(
+    /// What there is to know of a model.
+    pub(super) async fn show(
         &self,
         model: &ModelName,
-        rest: &[&str],
+        action: Action,
         asked: &Asked<'_>,
     ) -> Result<Value, Refusal> {
-        match rest {
-            ["promote" | "rollback" | "train"] | ["aliases", _] => {
-                asked.expect(&Method::POST)?;
-                self.change(model, rest, asked).await
-            }
-            _ => {
-                asked.expect(&Method::GET)?;
-                self.show(model, rest, asked).await
-            }
-        }
-    }
-
-    async fn show(
-        &self,
-        model: &ModelName,
-        rest: &[&str],
-        asked: &Asked<'_>,
-    ) -> Result<Value, Refusal> {
-        if rest.is_empty() {
+        if action == Action::ShowModel {
             return self.model(model).await;
         }
         let registry = self.registry()?;
-        match rest {
-            ["versions"] => Ok(json!({"versions": registry.versions(model).await?})),
-            ["history"] => Ok(json!({"history": registry.history(model).await?})),
-            ["runs"] => {
+        match action {
+            Action::ListVersions => Ok(json!({"versions": registry.versions(model).await?})),
+            Action::ListHistory => Ok(json!({"history": registry.history(model).await?})),
+            Action::ListRuns => {
                 let runs = registry.runs(model, asked.limit(RUNS_SHOWN)?).await?;
                 Ok(json!({"runs": runs}))
             }
-            ["runs", run] => self.run(run).await,
-            ["decisions"] => {
+            Action::ListDecisions => {
                 let (kind, limit) = (asked.parameter("kind")?, asked.limit(DECISIONS_SHOWN)?);
                 let decisions = registry.decisions(model, kind.as_deref(), limit).await?;
                 Ok(json!({"decisions": decisions}))
             }
-            ["lineage", version] => {
-                let version = number("version", version)?;
+            Action::ShowLineage => {
+                let version = number("version", asked.named("version"))?;
                 Ok(serde_json::to_value(
                     registry.lineage(model, version).await?,
                 )?)
@@ -86,23 +67,27 @@ impl Admin {
         }
     }
 
-    async fn change(
+    /// What an operator asks of a model.
+    pub(super) async fn change(
         &self,
         model: &ModelName,
-        rest: &[&str],
+        action: Action,
         asked: &Asked<'_>,
     ) -> Result<Value, Refusal> {
-        match rest {
-            ["promote"] => {
+        match action {
+            Action::Promote => {
                 let mut body = asked.body()?;
                 let version = body.take("version", "a version")?;
                 body.end()?;
                 self.registry()?.version(model, version).await?;
                 self.request(model, OperatorRequest::Promote(version)).await
             }
-            ["rollback"] => self.request(model, OperatorRequest::RollBack).await,
-            ["train"] => self.request(model, OperatorRequest::TrainNow).await,
-            ["aliases", alias] => self.set_alias(model, alias, asked.body()?).await,
+            Action::RollBack => self.request(model, OperatorRequest::RollBack).await,
+            Action::Train => self.request(model, OperatorRequest::TrainNow).await,
+            Action::SetAlias => {
+                let alias = asked.named("alias");
+                self.set_alias(model, alias, asked.body()?).await
+            }
             _ => Err(Refusal::no_such_path()),
         }
     }

@@ -10,18 +10,20 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
-use hyper::header::{HOST, HeaderMap, ORIGIN};
+use hyper::header::{CONTENT_TYPE, HOST, HeaderMap, HeaderValue, ORIGIN};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Request, Response};
+use hyper::{Method, Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::answer::{Refusal, respond};
+use super::routes::ROUTES;
 use super::{Admin, Asked};
-use crate::http::percent_decode;
+use crate::routing::{Found, find};
+use crate::tls::{Door, Spoken};
 
 /// Connections at a time; more are closed.
 const CONNECTIONS_MAX: usize = 64;
@@ -82,6 +84,15 @@ impl Serving {
 }
 
 async fn converse(admin: Arc<Admin>, stream: TcpStream, stop: CancellationToken) {
+    let door = Door::new(admin.core.tls.clone(), Spoken::Http1);
+    let entered = tokio::select! {
+        biased;
+        () = stop.cancelled() => None,
+        entered = door.enter(stream) => entered,
+    };
+    let Some(stream) = entered else {
+        return;
+    };
     let service = service_fn(move |request| {
         let admin = Arc::clone(&admin);
         async move { Ok::<_, Infallible>(handle(&admin, request).await) }
@@ -110,22 +121,22 @@ async fn handle(admin: &Admin, request: Request<Incoming>) -> Response<Full<Byte
 
 async fn attempt(admin: &Admin, request: Request<Incoming>) -> Result<serde_json::Value, Refusal> {
     let (head, body) = request.into_parts();
-    refuse_foreign(&head.headers)?;
-    let path = head.uri.path().trim_matches('/');
-    let segments = path
-        .split('/')
-        .map(percent_decode)
-        .collect::<Option<Vec<String>>>();
-    let segments = segments.ok_or_else(Refusal::encoding)?;
+    refuse_foreign(&head.headers, &admin.hosts)?;
+    let Found { route, named } = find(ROUTES, &head.method, head.uri.path())?;
+    let passed = admin.core.gate.pass(&head.headers, route.access)?;
     let body = read(body).await?;
+    if route.method != Method::GET {
+        refuse_untyped(&head.headers, &body)?;
+        let key = passed.key.map(tracing::field::display);
+        tracing::info!(key, call = ?route.to, path = ?head.uri.path(), "asked by an operator");
+    }
     let asked = Asked {
-        method: &head.method,
-        segments: segments.iter().map(String::as_str).collect(),
+        named,
         query: head.uri.query().unwrap_or_default(),
         body: &body,
     };
     // Boxed: some handlers' futures are large.
-    Box::pin(admin.answer(&asked)).await
+    Box::pin(admin.answer(route.to, &asked)).await
 }
 
 async fn read(body: Incoming) -> Result<Bytes, Refusal> {
@@ -141,8 +152,9 @@ async fn read(body: Incoming) -> Result<Bytes, Refusal> {
 
 /// Refuses what a browser sends for a web page: cross-origin requests carry an `Origin`, and a page
 /// that has rebound its own name to our address carries that name as the `Host`. An address, this
-/// machine's own names and `loopgate` (a container's) cannot be a page's.
-fn refuse_foreign(headers: &HeaderMap) -> Result<(), Refusal> {
+/// machine's own names and `loopgate` (a container's) cannot be a page's; `known` are those that the
+/// operator vouches for.
+fn refuse_foreign(headers: &HeaderMap, known: &[Box<str>]) -> Result<(), Refusal> {
     if headers.contains_key(ORIGIN) {
         return Err(Refusal::foreign(
             "requests with an `Origin` header are refused",
@@ -152,13 +164,28 @@ fn refuse_foreign(headers: &HeaderMap) -> Result<(), Refusal> {
     let (Some(host), None) = (hosts.next(), hosts.next()) else {
         return Err(Refusal::foreign("requests need one `Host` header"));
     };
-    if host.to_str().is_ok_and(is_own) {
+    if host.to_str().is_ok_and(|host| is_own(host, known)) {
         return Ok(());
     }
     Err(Refusal::foreign("the `Host` header names another host"))
 }
 
-fn is_own(host: &str) -> bool {
+/// Refuses a body of any type that a page could send without asking first: a form's, or text.
+fn refuse_untyped(headers: &HeaderMap, body: &[u8]) -> Result<(), Refusal> {
+    let mut types = headers.get_all(CONTENT_TYPE).iter();
+    let is_json = |value: &HeaderValue| {
+        let text = value.to_str().unwrap_or_default();
+        let essence = text.split(';').next().unwrap_or_default();
+        essence.trim().eq_ignore_ascii_case("application/json")
+    };
+    match (types.next(), types.next()) {
+        (None, None) if body.is_empty() => Ok(()),
+        (Some(one), None) if is_json(one) => Ok(()),
+        _ => Err(Refusal::content_type()),
+    }
+}
+
+fn is_own(host: &str, known: &[Box<str>]) -> bool {
     let name = match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
         _ => host,
@@ -169,18 +196,20 @@ fn is_own(host: &str) -> bool {
     name.eq_ignore_ascii_case("localhost")
         || name.eq_ignore_ascii_case("loopgate")
         || address.unwrap_or(name).parse::<IpAddr>().is_ok()
+        || known.iter().any(|known| name.eq_ignore_ascii_case(known))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::routing::percent_decode;
 
     fn verdict(pairs: &[(&'static str, &'static str)]) -> bool {
         let mut headers = HeaderMap::new();
         for (name, value) in pairs {
             headers.append(*name, hyper::header::HeaderValue::from_static(value));
         }
-        refuse_foreign(&headers).is_ok()
+        refuse_foreign(&headers, &["gate.example".into()]).is_ok()
     }
 
     #[test]
@@ -190,6 +219,8 @@ mod tests {
             "localhost:8003",
             "LocalHost",
             "loopgate",
+            "gate.example",
+            "Gate.Example:8003",
             "127.0.0.1:8003",
             "[::1]:8003",
             "[::1]",
@@ -200,6 +231,11 @@ mod tests {
             "evil.example",
             "evil.example:8003",
             "localhost.evil.example",
+            "gate.example.evil.example",
+            "evil.gate.example",
+            "localhost:evil.example",
+            "localhost@evil.example",
+            "[localhost]:8003:1",
             "127.0.0.1.evil.example",
             "",
             ":8003",
@@ -217,6 +253,37 @@ mod tests {
             ("origin", "http://localhost:3000")
         ]));
         assert!(!verdict(&[("host", "localhost"), ("origin", "null")]));
+    }
+
+    #[test]
+    fn a_change_comes_as_json_or_without_a_body() {
+        let verdict = |kind: Option<&'static str>, body: &[u8]| {
+            let mut headers = HeaderMap::new();
+            if let Some(kind) = kind {
+                headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+            }
+            refuse_untyped(&headers, body).is_ok()
+        };
+        for json in ["application/json", "Application/JSON; charset=utf-8"] {
+            assert!(
+                verdict(Some(json), b"{}") && verdict(Some(json), b""),
+                "{json}"
+            );
+        }
+        assert!(verdict(None, b"") && !verdict(None, b"{}"));
+        for other in [
+            "text/plain",
+            "application/x-www-form-urlencoded",
+            "multipart/form-data",
+            "text/plain; a=application/json",
+            "application/json5",
+            "",
+        ] {
+            assert!(
+                !verdict(Some(other), b"{}") && !verdict(Some(other), b""),
+                "{other}"
+            );
+        }
     }
 
     #[test]

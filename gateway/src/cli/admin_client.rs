@@ -7,29 +7,64 @@ use anyhow::{Context, Result};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::client::conn::http1::handshake;
+use hyper::rt::{Read, Write};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use crate::tls::{TlsFiles, pinning};
 
 /// Longest wait for the whole call.
 const CALL_MAX: Duration = Duration::from_secs(30);
 const ANSWER_BYTES_MAX: usize = 16 << 20;
 
-/// Posts nothing to `path` and returns what came back.
-pub(super) async fn post(address: SocketAddr, path: &str) -> Result<(StatusCode, Bytes)> {
-    let call = tokio::time::timeout(CALL_MAX, exchange(address, path));
+/// The environment's name for the key to call with.
+const KEY: &str = "LOOPGATE_KEY";
+
+/// Posts nothing to `path` and returns what came back. Where the project has a certificate, only a
+/// gateway that shows this one is spoken to.
+pub(super) async fn post(
+    address: SocketAddr,
+    path: &str,
+    tls: Option<&TlsFiles>,
+) -> Result<(StatusCode, Bytes)> {
+    let call = tokio::time::timeout(CALL_MAX, exchange(address, path, tls));
     let answered = call.await.context("the gateway did not answer in time")?;
     answered.with_context(|| format!("admin interface on {address}: is the gateway running?"))
 }
 
-async fn exchange(address: SocketAddr, path: &str) -> Result<(StatusCode, Bytes)> {
+async fn exchange(
+    address: SocketAddr,
+    path: &str,
+    tls: Option<&TlsFiles>,
+) -> Result<(StatusCode, Bytes)> {
     let stream = TcpStream::connect(address).await?;
-    let (mut sender, connection) = handshake(TokioIo::new(stream)).await?;
-    let request = Request::builder()
+    match tls {
+        None => call(TokioIo::new(stream), address, path).await,
+        Some(files) => {
+            let connector = TlsConnector::from(pinning(files)?);
+            let name = ServerName::IpAddress(address.ip().into());
+            let stream = connector.connect(name, stream).await?;
+            call(TokioIo::new(stream), address, path).await
+        }
+    }
+}
+
+async fn call<S>(stream: S, address: SocketAddr, path: &str) -> Result<(StatusCode, Bytes)>
+where
+    S: Read + Write + Unpin,
+{
+    let (mut sender, connection) = handshake(stream).await?;
+    let mut request = Request::builder()
         .method(Method::POST)
         .uri(path)
-        .header("host", address.to_string())
-        .body(Empty::<Bytes>::new())?;
+        .header("host", address.to_string());
+    if let Ok(key) = std::env::var(KEY) {
+        request = request.header("authorization", format!("Bearer {key}"));
+    }
+    let request = request.body(Empty::<Bytes>::new())?;
     let answer = async {
         let response = sender.send_request(request).await?;
         let status = response.status();

@@ -69,7 +69,8 @@ pub(super) async fn trigger(args: &TriggerArgs) -> Result<()> {
     let project = args.project.open()?;
     let address = args.admin.unwrap_or(project.serve.listeners.admin);
     let path = format!("/v1/models/{}/train", args.model);
-    let (status, body) = admin_client::post(address, &path).await?;
+    let (status, body) =
+        admin_client::post(address, &path, project.serve.security.tls.as_ref()).await?;
     let body: Value = serde_json::from_slice(&body).unwrap_or_default();
     if !status.is_success() {
         bail!("{}", body["error"].as_str().unwrap_or(status.as_str()));

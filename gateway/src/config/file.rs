@@ -22,12 +22,14 @@ use crate::prepare::TrialLimits;
 pub(super) struct GatewayFile {
     /// Data folder, relative to the project. Default `data`.
     pub data: Option<PathBuf>,
-    /// Owns up to listeners on public addresses without keys; with it `[http]` and `[grpc]` listen
+    /// Owns up to listeners on public addresses without keys and TLS; with it `[http]` and `[grpc]` listen
     /// on every address unless they say otherwise. Default false.
     pub insecure: bool,
+    pub keys: KeysFile,
+    pub tls: Option<TlsFile>,
     pub http: HttpFile,
     pub grpc: ListenerFile,
-    pub admin: ListenerFile,
+    pub admin: AdminFile,
     pub metrics: ListenerFile,
     pub serving: ServingFile,
     pub ingest: IngestFile,
@@ -39,7 +41,43 @@ pub(super) struct GatewayFile {
     pub repository: RepositoryFile,
 }
 
-/// `[grpc]`, `[admin]`, `[metrics]`.
+/// `[keys]`: who may call.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct KeysFile {
+    /// Ask every caller for a key. Default false, but always so where a listener is public, unless
+    /// `insecure` is set.
+    pub required: bool,
+    /// The file that `loopgate key` writes, relative to this one. Default `keys.toml` in the data
+    /// folder.
+    pub file: Option<PathBuf>,
+}
+
+/// `[tls]`: PEM files, relative to this one; read again when they change. The HTTP, gRPC and admin
+/// listeners take TLS only, and the metrics listener where its address is public.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct TlsFile {
+    /// Our certificate, then what leads to its root.
+    pub certificate: PathBuf,
+    /// Our private key.
+    pub key: PathBuf,
+    /// Ask every client for a certificate that one of these signed.
+    pub client_ca: Option<PathBuf>,
+}
+
+/// `[admin]`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct AdminFile {
+    /// IP address and port.
+    pub address: Option<SocketAddr>,
+    /// Names by which callers may address us in `Host`, besides IP addresses, `localhost` and
+    /// `loopgate`.
+    pub hosts: Vec<String>,
+}
+
+/// `[grpc]`, `[metrics]`.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct ListenerFile {

@@ -22,7 +22,7 @@ use tonic_prost::ProstCodec;
 
 use super::infer::Head;
 use super::message::{ServerLiveRequest, ServerMetadataRequest, ServerReadyRequest};
-use super::method::Method;
+use super::method::{self, Method};
 use super::{health, infer, model, repository, status, stream};
 use crate::predict::Desk;
 use crate::serve::Core;
@@ -41,7 +41,11 @@ type Answer = hyper::Response<Body>;
 pub(super) async fn respond(server: Arc<Server>, request: Request<Incoming>) -> Answer {
     let arrived = Instant::now();
     let core = &*server.desk.core;
-    let Some(method) = Method::find(request.uri().path()) else {
+    let (method, access) = method::find(request.uri().path());
+    if let Err(denied) = core.gate.pass(request.headers(), access) {
+        return status::denied(denied).into_http();
+    }
+    let Some(method) = method else {
         return status::unknown_method(request.uri().path()).into_http();
     };
     match method {

@@ -1,8 +1,11 @@
-//! The route table of gRPC: which methods there are.
+//! The route table of gRPC: which methods there are, and what each asks of its caller.
+
+use crate::access::Access;
+use crate::keys::Scope;
 
 /// What a path names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Method {
+pub(crate) enum Method {
     ServerLive,
     ServerReady,
     ServerMetadata,
@@ -18,31 +21,35 @@ pub(super) enum Method {
     Reflection,
 }
 
-impl Method {
-    /// The method at `path`.
-    pub(super) fn find(path: &str) -> Option<Self> {
-        let (service, method) = path.strip_prefix('/')?.split_once('/')?;
-        Some(match (service, method) {
-            ("inference.GRPCInferenceService", method) => match method {
-                "ServerLive" => Self::ServerLive,
-                "ServerReady" => Self::ServerReady,
-                "ServerMetadata" => Self::ServerMetadata,
-                "ModelReady" => Self::ModelReady,
-                "ModelMetadata" => Self::ModelMetadata,
-                "ModelInfer" => Self::ModelInfer,
-                "ModelStreamInfer" => Self::ModelStreamInfer,
-                "ModelConfig" => Self::ModelConfig,
-                "ModelStatistics" => Self::ModelStatistics,
-                "RepositoryIndex" => Self::RepositoryIndex,
-                _ => return None,
-            },
-            ("grpc.health.v1.Health", "Check") => Self::HealthCheck,
-            ("grpc.health.v1.Health", "Watch") => Self::HealthWatch,
-            (
-                "grpc.reflection.v1.ServerReflection" | "grpc.reflection.v1alpha.ServerReflection",
-                "ServerReflectionInfo",
-            ) => Self::Reflection,
-            _ => return None,
-        })
-    }
+const OPEN: Access = Access::Open;
+const PREDICT: Access = Access::Scoped(Scope::Predict);
+
+/// A method's path, what it asks of its caller, and what it is.
+type Row = (&'static str, Access, Method);
+
+/// Every method. The first is by far the most frequent.
+#[rustfmt::skip]
+pub(crate) const METHODS: &[Row] = &[
+    ("/inference.GRPCInferenceService/ModelInfer", PREDICT, Method::ModelInfer),
+    ("/inference.GRPCInferenceService/ModelStreamInfer", PREDICT, Method::ModelStreamInfer),
+    ("/inference.GRPCInferenceService/ServerLive", OPEN, Method::ServerLive),
+    ("/inference.GRPCInferenceService/ServerReady", OPEN, Method::ServerReady),
+    ("/inference.GRPCInferenceService/ServerMetadata", PREDICT, Method::ServerMetadata),
+    ("/inference.GRPCInferenceService/ModelReady", PREDICT, Method::ModelReady),
+    ("/inference.GRPCInferenceService/ModelMetadata", PREDICT, Method::ModelMetadata),
+    ("/inference.GRPCInferenceService/ModelConfig", PREDICT, Method::ModelConfig),
+    ("/inference.GRPCInferenceService/ModelStatistics", PREDICT, Method::ModelStatistics),
+    ("/inference.GRPCInferenceService/RepositoryIndex", PREDICT, Method::RepositoryIndex),
+    ("/grpc.health.v1.Health/Check", OPEN, Method::HealthCheck),
+    ("/grpc.health.v1.Health/Watch", OPEN, Method::HealthWatch),
+    ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", PREDICT, Method::Reflection),
+    ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", PREDICT, Method::Reflection),
+];
+
+/// The method at `path`, and what it asks. That there is none is told to callers with a key only.
+pub(super) fn find(path: &str) -> (Option<Method>, Access) {
+    let row = METHODS.iter().find(|(known, ..)| *known == path);
+    row.map_or((None, PREDICT), |&(_, access, method)| {
+        (Some(method), access)
+    })
 }

@@ -3,6 +3,7 @@
 use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 use tonic::{Code, Status};
 
+use crate::access::Denied;
 use crate::admission::{Overloaded, RETRY_AFTER_S};
 use crate::execute::ExecuteError;
 use crate::oip::DecodeError;
@@ -46,14 +47,31 @@ pub(super) fn of_name(error: &registry::NameError) -> Status {
     Status::invalid_argument(error.to_string())
 }
 
+/// What a caller is told that the gate does not let in.
+pub(super) fn denied(denied: Denied) -> Status {
+    let message = denied.to_string();
+    match denied {
+        Denied::NoKey | Denied::Unknown => Status::unauthenticated(message),
+        Denied::Scope(_) => Status::permission_denied(message),
+        Denied::Rate { retry_after_s } => come_again(message, retry_after_s),
+    }
+}
+
 /// Refused for want of a place. It is not `UNAVAILABLE`, which clients retry by themselves at once;
 /// the trailers say when to come again, the second in the words of gRPC's own retry policy.
 pub(super) fn shed(error: &Overloaded) -> Status {
+    come_again(error.to_string(), RETRY_AFTER_S)
+}
+
+fn come_again(message: String, after_s: u64) -> Status {
     let mut trailers = MetadataMap::new();
     let number = |number: u64| MetadataValue::<Ascii>::from(number);
-    trailers.insert("retry-after", number(RETRY_AFTER_S));
-    trailers.insert("grpc-retry-pushback-ms", number(RETRY_AFTER_S * 1000));
-    Status::with_metadata(Code::ResourceExhausted, error.to_string(), trailers)
+    trailers.insert("retry-after", number(after_s));
+    trailers.insert(
+        "grpc-retry-pushback-ms",
+        number(after_s.saturating_mul(1000)),
+    );
+    Status::with_metadata(Code::ResourceExhausted, message, trailers)
 }
 
 /// The codec calls a message over the limit `OUT_OF_RANGE`, which nothing else here is.

@@ -1,21 +1,21 @@
-//! The route table: which paths there are, and what each does with which method.
+//! The data listener's route table: which paths there are, what each does with which method, and
+//! what it asks of its caller.
 //!
-//! A row is data: whoever adds a route adds a row and an answer to it. Rows are tried in order, the
-//! prediction first, segment by segment; a path of the table costs no allocation unless it is
-//! percent-encoded.
+//! A row is data: whoever adds a route adds a row and an answer to it. The prediction comes first.
 
-use std::borrow::Cow;
-
-use hyper::Method;
+use hyper::http::request::Parts;
 use registry::ModelName;
 
 use super::status::Refusal;
+use crate::access::{Access, Gate};
+use crate::keys::Scope;
 use crate::metrics::Operation;
 use crate::route::Target;
+use crate::routing::{Found, Route, find};
 
 /// What a row of the table does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Endpoint {
+pub(crate) enum Endpoint {
     Infer,
     Server,
     Live,
@@ -48,87 +48,62 @@ impl Endpoint {
     }
 }
 
-/// One row of the table.
-#[derive(Debug)]
-pub(super) struct Route {
-    pub method: Method,
-    /// The segments of the path; [`MODEL`], [`VERSION`] and [`NAME`] stand for any one segment.
-    segments: &'static [&'static str],
-    pub endpoint: Endpoint,
-}
-
-const MODEL: &str = "{model}";
-const VERSION: &str = "{version}";
-const NAME: &str = "{name}";
-
-const fn get(segments: &'static [&'static str], endpoint: Endpoint) -> Route {
-    Route {
-        method: Method::GET,
-        segments,
-        endpoint,
-    }
-}
-
-const fn post(segments: &'static [&'static str], endpoint: Endpoint) -> Route {
-    Route {
-        method: Method::POST,
-        segments,
-        endpoint,
-    }
-}
+const OPEN: Access = Access::Open;
+const PREDICT: Access = Access::Scoped(Scope::Predict);
+const WRITE: Access = Access::Scoped(Scope::Write);
+const ADMIN: Access = Access::Scoped(Scope::Admin);
 
 /// Every route of the data listener.
 #[rustfmt::skip]
-static ROUTES: &[Route] = &[
-    post(&["v2", "models", MODEL, "infer"], Endpoint::Infer),
-    post(&["v2", "models", MODEL, "versions", VERSION, "infer"], Endpoint::Infer),
-    get(&["v2", "health", "live"], Endpoint::Live),
-    get(&["v2", "health", "ready"], Endpoint::Ready),
-    get(&["v2"], Endpoint::Server),
-    get(&["v2", "models"], Endpoint::Models),
+pub(crate) const ROUTES: &[Route<Endpoint>] = &[
+    Route::post("v2/models/{model}/infer", PREDICT, Endpoint::Infer),
+    Route::post("v2/models/{model}/versions/{version}/infer", PREDICT, Endpoint::Infer),
+    Route::get("v2/health/live", OPEN, Endpoint::Live),
+    Route::get("v2/health/ready", OPEN, Endpoint::Ready),
+    Route::get("v2", PREDICT, Endpoint::Server),
+    Route::get("v2/models", PREDICT, Endpoint::Models),
     // Before the models, one of which may be called so: its metadata is at `/versions/…`.
-    get(&["v2", "models", "stats"], Endpoint::Statistics),
-    get(&["v2", "models", MODEL], Endpoint::Model),
-    get(&["v2", "models", MODEL, "versions", VERSION], Endpoint::Model),
-    get(&["v2", "models", MODEL, "ready"], Endpoint::ModelReady),
-    get(&["v2", "models", MODEL, "versions", VERSION, "ready"], Endpoint::ModelReady),
-    get(&["v2", "models", MODEL, "config"], Endpoint::ModelConfig),
-    get(&["v2", "models", MODEL, "versions", VERSION, "config"], Endpoint::ModelConfig),
-    get(&["v2", "models", MODEL, "stats"], Endpoint::Statistics),
-    get(&["v2", "models", MODEL, "versions", VERSION, "stats"], Endpoint::Statistics),
-    post(&["v2", "repository", "index"], Endpoint::RepositoryIndex),
-    post(&["v2", "repository", NAME, "index"], Endpoint::RepositoryIndex),
-    post(&["v2", "repository", "models", MODEL, "load"], Endpoint::RepositoryLoad),
-    post(&["v2", "repository", "models", MODEL, "unload"], Endpoint::RepositoryUnload),
-    get(&["v2", "trace", "setting"], Endpoint::TraceSettings),
-    post(&["v2", "trace", "setting"], Endpoint::TraceUpdate),
-    get(&["v2", "models", MODEL, "trace", "setting"], Endpoint::TraceSettings),
-    post(&["v2", "models", MODEL, "trace", "setting"], Endpoint::TraceUpdate),
-    get(&["v2", "logging"], Endpoint::LogSettings),
-    post(&["v2", "logging"], Endpoint::LogUpdate),
-    post(&["v1", "events", NAME], Endpoint::Events),
-    post(&["v1", "labels"], Endpoint::Labels),
+    Route::get("v2/models/stats", PREDICT, Endpoint::Statistics),
+    Route::get("v2/models/{model}", PREDICT, Endpoint::Model),
+    Route::get("v2/models/{model}/versions/{version}", PREDICT, Endpoint::Model),
+    Route::get("v2/models/{model}/ready", PREDICT, Endpoint::ModelReady),
+    Route::get("v2/models/{model}/versions/{version}/ready", PREDICT, Endpoint::ModelReady),
+    Route::get("v2/models/{model}/config", PREDICT, Endpoint::ModelConfig),
+    Route::get("v2/models/{model}/versions/{version}/config", PREDICT, Endpoint::ModelConfig),
+    Route::get("v2/models/{model}/stats", PREDICT, Endpoint::Statistics),
+    Route::get("v2/models/{model}/versions/{version}/stats", PREDICT, Endpoint::Statistics),
+    Route::post("v2/repository/index", PREDICT, Endpoint::RepositoryIndex),
+    Route::post("v2/repository/{name}/index", PREDICT, Endpoint::RepositoryIndex),
+    Route::post("v2/repository/models/{model}/load", ADMIN, Endpoint::RepositoryLoad),
+    Route::post("v2/repository/models/{model}/unload", ADMIN, Endpoint::RepositoryUnload),
+    Route::get("v2/trace/setting", PREDICT, Endpoint::TraceSettings),
+    Route::post("v2/trace/setting", ADMIN, Endpoint::TraceUpdate),
+    Route::get("v2/models/{model}/trace/setting", PREDICT, Endpoint::TraceSettings),
+    Route::post("v2/models/{model}/trace/setting", ADMIN, Endpoint::TraceUpdate),
+    Route::get("v2/logging", PREDICT, Endpoint::LogSettings),
+    Route::post("v2/logging", ADMIN, Endpoint::LogUpdate),
+    Route::post("v1/events/{name}", WRITE, Endpoint::Events),
+    Route::post("v1/labels", WRITE, Endpoint::Labels),
 ];
 
-/// A route and what its path names.
+/// A route whose caller was let in, and what its path names.
 #[derive(Debug)]
-pub(super) struct Matched<'p> {
-    pub route: &'static Route,
-    model: Option<Cow<'p, str>>,
-    version: Option<Cow<'p, str>>,
-    name: Option<Cow<'p, str>>,
-}
+pub(super) struct Matched<'p>(Found<'p, Endpoint>);
 
 impl Matched<'_> {
+    pub(super) fn endpoint(&self) -> Endpoint {
+        self.0.route.to
+    }
+
     /// The model and version that the path names; `None` where the route has none.
     pub(super) fn named(&self) -> Result<Option<Target>, Refusal> {
-        let Some(model) = &self.model else {
+        let Some(model) = self.0.named.get("model") else {
             return Ok(None);
         };
         let model: ModelName = model.parse().map_err(|error| Refusal::name(&error))?;
         Ok(Some(Target {
             model,
-            version: self.version.as_deref().map(Into::into),
+            version: self.0.named.get("version").map(Into::into),
         }))
     }
 
@@ -137,91 +112,45 @@ impl Matched<'_> {
         self.named()?.ok_or_else(Refusal::no_such_path)
     }
 
-    /// What stands for [`NAME`]; empty where the route has none.
+    /// What stands for `{name}`; empty where the route has none.
     pub(super) fn name(&self) -> &str {
-        self.name.as_deref().unwrap_or_default()
+        self.0.named.get("name").unwrap_or_default()
     }
 }
 
-/// Finds what `path` names, with or without a slash at its end. Segments are percent-decoded after
-/// they are split, so that an encoded slash stays part of a name, which no name allows.
+/// The way from a request's head to what it asks for: there must be such a route, and its caller must
+/// be let in, before anything else of the request is looked at. Also says as what it counts.
 ///
 /// # Errors
-/// When no row has the path, none of those that have it the method, or it is not percent-encoded.
-pub(super) fn resolve<'p>(method: &Method, path: &'p str) -> Result<Matched<'p>, Refusal> {
-    const SEGMENTS_MAX: usize = 8;
-    let path = path.strip_prefix('/').unwrap_or(path);
-    let path = path.strip_suffix('/').unwrap_or(path);
-    let mut segments: [Cow<'p, str>; SEGMENTS_MAX] = Default::default();
-    let mut count = 0;
-    for segment in path.split('/') {
-        let place = segments.get_mut(count).ok_or_else(Refusal::no_such_path)?;
-        *place = percent_decoded(segment).ok_or_else(Refusal::path)?;
-        count += 1;
-    }
-    let segments = &mut segments[..count];
-    let of_path = |route: &&Route| {
-        let stands_for = |(row, found): (&&str, &Cow<'_, str>)| {
-            matches!(*row, MODEL | VERSION | NAME) || *row == found
-        };
-        route.segments.len() == count && route.segments.iter().zip(&*segments).all(stands_for)
-    };
-    let mut allowed = Vec::new();
-    for route in ROUTES.iter().filter(of_path) {
-        if route.method == *method {
-            let mut take = |placeholder: &str| {
-                let place = route.segments.iter().position(|row| *row == placeholder)?;
-                Some(std::mem::take(&mut segments[place]))
-            };
-            return Ok(Matched {
-                route,
-                model: take(MODEL),
-                version: take(VERSION),
-                name: take(NAME),
-            });
-        }
-        if !allowed.contains(&&route.method) {
-            allowed.push(&route.method);
+/// When there is no such route, or the caller may not take it.
+pub(super) fn enter<'p>(gate: &Gate, head: &'p Parts) -> (Operation, Result<Matched<'p>, Refusal>) {
+    match find(ROUTES, &head.method, head.uri.path()) {
+        Err(unrouted) => (Operation::Other, Err(unrouted.into())),
+        Ok(found) => {
+            let operation = found.route.to.operation();
+            let passed = gate.pass(&head.headers, found.route.access);
+            let entered = passed.map(|_| Matched(found)).map_err(Refusal::from);
+            (operation, entered)
         }
     }
-    match allowed[..] {
-        [] => Err(Refusal::no_such_path()),
-        _ => Err(Refusal::method(&allowed)),
-    }
-}
-
-fn percent_decoded(segment: &str) -> Option<Cow<'_, str>> {
-    match segment.contains('%') {
-        false => Some(Cow::Borrowed(segment)),
-        true => percent_decode(segment).map(Cow::Owned),
-    }
-}
-
-/// Percent-decodes; `None` when it is cut short or not UTF-8.
-pub(crate) fn percent_decode(segment: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(segment.len());
-    let mut rest = segment.bytes();
-    while let Some(byte) = rest.next() {
-        if byte != b'%' {
-            bytes.push(byte);
-            continue;
-        }
-        let mut digit = || char::from(rest.next()?).to_digit(16);
-        bytes.push(u8::try_from(digit()? * 16 + digit()?).ok()?);
-    }
-    String::from_utf8(bytes).ok()
 }
 
 #[cfg(test)]
 mod tests {
+    use hyper::Method;
+
     use super::*;
+
+    fn resolve<'p>(method: &Method, path: &'p str) -> Result<Matched<'p>, Refusal> {
+        Ok(Matched(find(ROUTES, method, path)?))
+    }
 
     /// The endpoint, model and version of a path.
     fn named(method: &Method, path: &str) -> Option<(Endpoint, String, Option<String>)> {
         let matched = resolve(method, path).ok()?;
         let target = matched.target().ok()?;
         let version = target.version.map(Into::into);
-        Some((matched.route.endpoint, target.model.to_string(), version))
+        Some((matched.endpoint(), target.model.to_string(), version))
     }
 
     #[test]
@@ -251,13 +180,16 @@ mod tests {
     #[test]
     fn every_row_is_reached_by_its_own_path_and_method() {
         for row in ROUTES {
-            let path = format!("/{}", row.segments.join("/"))
-                .replace(MODEL, "m")
-                .replace(VERSION, "1")
-                .replace(NAME, "n");
+            let path = format!("/{}", row.path)
+                .replace("{model}", "m")
+                .replace("{version}", "1")
+                .replace("{name}", "n");
             for path in [path.clone(), format!("{path}/")] {
                 let found = resolve(&row.method, &path).unwrap();
-                assert!(std::ptr::eq(found.route, row), "{path} is shadowed");
+                assert!(
+                    std::ptr::eq(found.0.route.path, row.path),
+                    "{path} is shadowed"
+                );
                 assert!(resolve(&Method::DELETE, &path).is_err());
             }
         }

@@ -6,12 +6,14 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{
     ACCEPT_ENCODING, ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER,
+    WWW_AUTHENTICATE,
 };
-use hyper::{Method, Response, StatusCode};
+use hyper::{Response, StatusCode};
 use serde_json::json;
 
 use super::body::BodyError;
 use super::encoding::{self, CodingError};
+use crate::access::{CHALLENGE, Denied};
 use crate::admission::{Overloaded, RETRY_AFTER_S};
 use crate::execute::ExecuteError;
 use crate::ingest::IngestRefusal;
@@ -20,10 +22,11 @@ use crate::oip::DecodeError;
 use crate::predict::PredictError;
 use crate::repository::RepositoryError;
 use crate::route::RouteError;
+use crate::routing::Unrouted;
 
 /// Why a request gets no answer.
 #[derive(Debug)]
-pub(super) struct Refusal {
+pub(crate) struct Refusal {
     status: StatusCode,
     message: String,
     header: Option<(HeaderName, HeaderValue)>,
@@ -55,13 +58,6 @@ impl Refusal {
         Self::new(StatusCode::NOT_FOUND, "Not Found")
     }
 
-    pub(super) fn path() -> Self {
-        Self::new(
-            StatusCode::BAD_REQUEST,
-            "the path is not percent-encoded UTF-8",
-        )
-    }
-
     pub(super) fn name(error: &registry::NameError) -> Self {
         Self::new(StatusCode::BAD_REQUEST, error.to_string())
     }
@@ -83,14 +79,6 @@ impl Refusal {
     /// A request about the server's own settings that is wrong or asks for what is fixed.
     pub(super) fn settings(problem: &str) -> Self {
         Self::new(StatusCode::BAD_REQUEST, problem)
-    }
-
-    pub(super) fn method(allowed: &[&Method]) -> Self {
-        let mut refusal = Self::new(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed");
-        let names: Vec<&str> = allowed.iter().map(|method| method.as_str()).collect();
-        let allowed = HeaderValue::from_str(&names.join(", ")).expect("a method is a token");
-        refusal.header = Some((ALLOW, allowed));
-        refusal
     }
 
     pub(super) fn panicked() -> Self {
@@ -123,6 +111,42 @@ impl Refusal {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         (response, outcome)
+    }
+}
+
+impl From<Unrouted> for Refusal {
+    fn from(unrouted: Unrouted) -> Self {
+        match unrouted {
+            Unrouted::Encoding => Self::new(
+                StatusCode::BAD_REQUEST,
+                "the path is not percent-encoded UTF-8",
+            ),
+            Unrouted::Path => Self::no_such_path(),
+            Unrouted::Method { allowed } => {
+                let mut refusal = Self::new(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed");
+                let allowed = HeaderValue::from_str(&allowed).expect("methods are tokens");
+                refusal.header = Some((ALLOW, allowed));
+                refusal
+            }
+        }
+    }
+}
+
+impl From<Denied> for Refusal {
+    fn from(denied: Denied) -> Self {
+        let message = denied.to_string();
+        match denied {
+            Denied::NoKey | Denied::Unknown => {
+                let mut refusal = Self::new(StatusCode::UNAUTHORIZED, message);
+                let challenge = HeaderValue::from_static(CHALLENGE);
+                refusal.header = Some((WWW_AUTHENTICATE, challenge));
+                refusal
+            }
+            Denied::Scope(_) => Self::new(StatusCode::FORBIDDEN, message),
+            Denied::Rate { retry_after_s } => {
+                Self::new(StatusCode::TOO_MANY_REQUESTS, message).retry_after(retry_after_s)
+            }
+        }
     }
 }
 

@@ -21,6 +21,7 @@ use super::stall::Unstalled;
 use crate::config::Limits;
 use crate::http::respond;
 use crate::predict::Desk;
+use crate::tls::{self, Door, Spoken};
 
 /// hyper's own floor of a read buffer.
 const READ_BUFFER_MIN: usize = 64 << 10;
@@ -39,7 +40,7 @@ const SEND_BUFFER_MAX: usize = 256 << 10;
 /// How often silent connections are asked whether they live, and how long they may take to say so.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 
-type Stream = TokioIo<Replayed<Unstalled<TcpStream>>>;
+type Stream = TokioIo<Replayed<Unstalled<tls::Stream>>>;
 
 /// Serves one connection to its end.
 pub(super) async fn converse(
@@ -50,6 +51,15 @@ pub(super) async fn converse(
 ) {
     let desk = Arc::clone(&connected.desk);
     let limits = desk.core.limits;
+    let door = Door::new(desk.core.tls.clone(), Spoken::Http);
+    let entered = tokio::select! {
+        biased;
+        entered = door.enter(stream) => entered,
+        () = idle.cancelled() => None,
+    };
+    let Some(stream) = entered else {
+        return;
+    };
     let stream = Unstalled::new(stream, limits.write_timeout);
     let sniffed = tokio::select! {
         biased;

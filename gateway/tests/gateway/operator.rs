@@ -126,11 +126,17 @@ impl Operator {
         self.call("POST", path, &["host: localhost"], &body.to_string())
     }
 
-    /// A request with these headers and no other.
+    /// A request with these headers; a body comes as JSON where they do not say otherwise.
     pub(crate) fn call(&mut self, method: &str, path: &str, headers: &[&str], body: &str) -> Reply {
         let mut head = format!("{method} {path} HTTP/1.1\r\n");
         for header in headers {
             head.push_str(&format!("{header}\r\n"));
+        }
+        let is_typed = headers
+            .iter()
+            .any(|header| header.starts_with("content-type:"));
+        if !body.is_empty() && !is_typed {
+            head.push_str("content-type: application/json\r\n");
         }
         let length = body.len();
         self.0

@@ -13,7 +13,7 @@ use crate::wire::{Connection, Reply};
 pub(crate) struct Gateway {
     child: Child,
     pub(crate) http: SocketAddr,
-    metrics: SocketAddr,
+    pub metrics: SocketAddr,
     pub grpc: SocketAddr,
     pub admin: SocketAddr,
     /// Models and settings; removed with the gateway.
@@ -27,6 +27,8 @@ pub(crate) struct Setup<'a> {
     pub models: Vec<(&'a str, Vec<u8>)>,
     /// The text of `loopgate.toml`.
     pub config: &'a str,
+    /// Where everything that it has to say goes, instead of our own standard error.
+    pub log: Option<&'a Path>,
     pub arguments: Vec<&'a str>,
 }
 
@@ -43,17 +45,22 @@ impl Gateway {
             arguments.extend(["--model".to_owned(), format!("{name}={}", path.display())]);
         }
         arguments.extend(setup.arguments.iter().map(|&argument| argument.to_owned()));
-        Self::start(&arguments, folder)
+        let mut command = command(&arguments);
+        if let Some(log) = setup.log {
+            let file = std::fs::File::create(log).unwrap();
+            command.stderr(file).env("LOOPGATE_LOG", "trace");
+        }
+        Self::start(command, folder)
     }
 
     /// Starts `loopgate serve --project` on a folder that outlives it.
     pub(crate) fn with_project(project: &Path) -> Self {
         let arguments = ["--project".to_owned(), project.display().to_string()];
-        Self::start(&arguments, tempfile::tempdir().unwrap())
+        Self::start(command(&arguments), tempfile::tempdir().unwrap())
     }
 
-    fn start(arguments: &[String], folder: tempfile::TempDir) -> Self {
-        let mut child = command(arguments).stdout(Stdio::piped()).spawn().unwrap();
+    fn start(mut command: Command, folder: tempfile::TempDir) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         stdout.read_line(&mut line).unwrap();

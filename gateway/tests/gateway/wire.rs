@@ -52,6 +52,19 @@ impl Connection {
 
     /// Reads one response; `None` where the connection ends instead.
     pub(crate) fn receive(&mut self) -> io::Result<Option<Reply>> {
+        let Some(mut reply) = self.receive_head()? else {
+            return Ok(None);
+        };
+        let length = reply
+            .header("content-length")
+            .map_or(0, |length| length.parse().unwrap());
+        reply.body.resize(length, 0);
+        self.stream.read_exact(&mut reply.body)?;
+        Ok(Some(reply))
+    }
+
+    /// Reads one response up to its body; `None` where the connection ends instead.
+    pub(crate) fn receive_head(&mut self) -> io::Result<Option<Reply>> {
         let mut line = String::new();
         if self.stream.read_line(&mut line)? == 0 {
             return Ok(None);
@@ -67,17 +80,11 @@ impl Connection {
             };
             headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
         }
-        let mut reply = Reply {
+        Ok(Some(Reply {
             status,
             headers,
             body: Vec::new(),
-        };
-        let length = reply
-            .header("content-length")
-            .map_or(0, |length| length.parse().unwrap());
-        reply.body.resize(length, 0);
-        self.stream.read_exact(&mut reply.body)?;
-        Ok(Some(reply))
+        }))
     }
 
     /// Whether the peer has ended the connection; waits until it does.
