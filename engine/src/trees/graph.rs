@@ -1,14 +1,13 @@
-//! Who computes which value, and the constants.
+//! Nodes, constants and attributes of a graph.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use tract_onnx::pb::{AttributeProto, GraphProto, NodeProto, TensorProto, tensor_proto::DataType};
 
-/// A graph's nodes by the values that they compute.
+/// A graph's nodes and constants.
 #[derive(Debug)]
 pub(super) struct Graph<'a> {
     nodes: &'a [NodeProto],
-    producers: HashMap<&'a str, (&'a NodeProto, usize)>,
     constants: HashMap<&'a str, &'a TensorProto>,
 }
 
@@ -22,11 +21,7 @@ impl<'a> Graph<'a> {
             .iter()
             .map(|tensor| (tensor.name.as_str(), tensor))
             .collect();
-        let mut producers = HashMap::new();
         for node in &proto.node {
-            for (index, name) in node.output.iter().enumerate() {
-                producers.insert(name.as_str(), (node, index));
-            }
             if let (true, [output]) = (is(node, "", "Constant"), node.output.as_slice())
                 && let Some(tensor) = attribute(node, "value").and_then(|value| value.t.as_ref())
             {
@@ -35,32 +30,37 @@ impl<'a> Graph<'a> {
         }
         Ok(Self {
             nodes: &proto.node,
-            producers,
             constants,
         })
     }
 
-    /// The one node that is an ensemble of trees.
-    pub(super) fn only_ensemble(&self) -> Result<&'a NodeProto, String> {
-        let mut found = self
-            .nodes
-            .iter()
-            .filter(|node| node.domain == "ai.onnx.ml" && node.op_type.starts_with("TreeEnsemble"));
-        let node = found.next().ok_or("it has no ensemble of trees")?;
-        match found.next() {
-            None => Ok(node),
-            Some(_) => Err("it has more than one ensemble of trees".to_owned()),
+    /// The nodes that the values `outputs` need, in the file's order, but for constants.
+    pub(super) fn needed<'o>(&self, outputs: impl Iterator<Item = &'o str>) -> Vec<&'a NodeProto> {
+        let mut wanted: HashSet<&str> = outputs.collect();
+        let mut nodes = Vec::new();
+        for node in self.nodes.iter().rev() {
+            if node
+                .output
+                .iter()
+                .any(|name| wanted.contains(name.as_str()))
+                && !is(node, "", "Constant")
+            {
+                wanted.extend(node.input.iter().map(String::as_str));
+                nodes.push(node);
+            }
         }
+        nodes.reverse();
+        nodes
     }
 
-    /// The node that computes `value`, and which of its outputs it is.
-    pub(super) fn producer(&self, value: &str) -> Option<(&'a NodeProto, usize)> {
-        self.producers.get(value).copied()
+    /// The constant `value`.
+    pub(super) fn constant(&self, value: &str) -> Option<&'a TensorProto> {
+        self.constants.get(value).copied()
     }
 
     /// The integers of the constant `value`.
     pub(super) fn constant_ints(&self, value: &str) -> Option<Vec<i64>> {
-        let tensor = self.constants.get(value)?;
+        let tensor = self.constant(value)?;
         let raw = &tensor.raw_data;
         match DataType::try_from(tensor.data_type).ok()? {
             DataType::Int64 if raw.is_empty() => Some(tensor.int64_data.clone()),
@@ -78,7 +78,42 @@ impl<'a> Graph<'a> {
     }
 }
 
-fn chunks<const N: usize>(raw: &[u8]) -> impl Iterator<Item = [u8; N]> {
+/// The bytes of a tensor of UINT8.
+pub(super) fn tensor_bytes(tensor: &TensorProto) -> Option<Vec<u8>> {
+    (tensor.data_type == DataType::Uint8 as i32).then_some(())?;
+    if !tensor.raw_data.is_empty() {
+        return Some(tensor.raw_data.clone());
+    }
+    let bytes = tensor.int32_data.iter().map(|&v| u8::try_from(v).ok());
+    bytes.collect()
+}
+
+/// The integers of an attribute; none when it is not there.
+pub(super) fn ints<'a>(node: &'a NodeProto, name: &str) -> &'a [i64] {
+    attribute(node, name).map_or(&[], |found| found.ints.as_slice())
+}
+
+/// The floats of an attribute; none when it is not there.
+pub(super) fn floats<'a>(node: &'a NodeProto, name: &str) -> &'a [f32] {
+    attribute(node, name).map_or(&[], |found| found.floats.as_slice())
+}
+
+/// The texts of an attribute; none when it is not there.
+pub(super) fn texts<'a>(node: &'a NodeProto, name: &str) -> &'a [Vec<u8>] {
+    attribute(node, name).map_or(&[], |found| found.strings.as_slice())
+}
+
+/// The text of an attribute.
+pub(super) fn text<'a>(node: &'a NodeProto, name: &str) -> Option<&'a [u8]> {
+    attribute(node, name).map(|found| found.s.as_slice())
+}
+
+/// The number of an attribute, or its default.
+pub(super) fn int(node: &NodeProto, name: &str, default: i64) -> i64 {
+    attribute(node, name).map_or(default, |found| found.i)
+}
+
+pub(super) fn chunks<const N: usize>(raw: &[u8]) -> impl Iterator<Item = [u8; N]> {
     raw.chunks_exact(N)
         .filter_map(|chunk| <[u8; N]>::try_from(chunk).ok())
 }

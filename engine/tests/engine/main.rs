@@ -7,8 +7,11 @@
 mod agreement;
 mod case;
 mod choice;
+mod ensembles;
 mod fixture;
+mod forests;
 mod node_models;
+mod pipelines;
 mod stop;
 mod stored_models;
 mod structure;

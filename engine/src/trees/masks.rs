@@ -1,0 +1,278 @@
+//! Whole blocks of rows through small trees without a walk: QuickScorer's bit vectors (Lucchese et
+//! al., SIGIR 2015), without its sorted thresholds and its early exit.
+//!
+//! Every split is compared for every row of a block, at once. A row that goes to no loses the
+//! leaves below yes; the first leaf that is left is the one that a walk would find. The work is
+//! the same for any rows: a load, a compare and an or for as many rows as a vector register holds,
+//! which beats a walk of dependent loads from about eight rows on.
+//! Costs: 12 bytes a split for trees of up to 32 leaves, 16 for up to 64; others are walked.
+
+use std::ops::{BitOr, BitOrAssign, Not};
+
+use fearless_simd::{Level, dispatch};
+
+use super::number::Number;
+use super::tree::{Laid, Leaf};
+
+/// The forest as masks, the widest vectors of this machine chosen.
+#[derive(Debug)]
+pub(super) struct Masks<T> {
+    table: Width<T>,
+    width: usize,
+    level: Level,
+}
+
+#[derive(Debug)]
+enum Width<T> {
+    To32(Table<u32, T, 32>),
+    To64(Table<u64, T, 64>),
+}
+
+/// Rows that pass at once; with 64 a compare is amortised best, with 16 a smaller batch fills it.
+const ROWS: usize = 64;
+const FEW_ROWS: usize = 16;
+/// Rows for which a block of [`FEW_ROWS`] costs less than their walks.
+const ROWS_MIN: usize = 8;
+
+impl<T: Number> Masks<T> {
+    /// None where a tree has more than 64 leaves.
+    pub(super) fn new(laid: &[Laid<T>], width: usize) -> Option<Self> {
+        let to_32 = || Table::new(laid, width).map(Width::To32);
+        let to_64 = || Table::new(laid, width).map(Width::To64);
+        Some(Self {
+            table: to_32().or_else(to_64)?,
+            width,
+            level: Level::new(),
+        })
+    }
+
+    /// Adds the leaves of every tree, in the order of the trees, to the scores of the first rows;
+    /// their number. `keys` holds at most [`ROWS`] rows, `turned` is a buffer.
+    pub(super) fn score(&self, keys: &[i32], scores: &mut [T], turned: &mut Vec<i32>) -> usize {
+        let rows = scores.len() / self.width;
+        let stride = keys.len() / rows.max(1);
+        if rows == ROWS {
+            self.block::<ROWS>(keys, scores, turned);
+            return rows;
+        }
+        let mut done = 0;
+        while rows - done >= ROWS_MIN {
+            let count = FEW_ROWS.min(rows - done);
+            let keys = &keys[done * stride..(done + count) * stride];
+            let scores = &mut scores[done * self.width..(done + count) * self.width];
+            self.block::<FEW_ROWS>(keys, scores, turned);
+            done += count;
+        }
+        done
+    }
+
+    /// One block of at most `R` rows.
+    fn block<const R: usize>(&self, keys: &[i32], scores: &mut [T], turned: &mut Vec<i32>) {
+        let stride = keys.len() / (scores.len() / self.width);
+        turned.resize(stride * R, 0);
+        let (turned, _) = turned.as_chunks_mut::<R>();
+        for (row, keys) in keys.chunks_exact(stride).enumerate() {
+            for (slot, &key) in turned.iter_mut().zip(keys) {
+                slot[row] = key;
+            }
+        }
+        let turned = &*turned;
+        let width = self.width;
+        match &self.table {
+            Width::To32(table) => {
+                dispatch!(self.level, _simd => table.block(turned, scores, width));
+            }
+            Width::To64(table) => {
+                dispatch!(self.level, _simd => table.block(turned, scores, width));
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Table<M, T, const LEAVES: usize> {
+    /// The splits of every tree, one tree after the other.
+    splits: Vec<Split<M>>,
+    /// Where each tree's splits end.
+    ends: Vec<usize>,
+    leaves: Leaves<T, LEAVES>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Split<M> {
+    /// A key up to this goes to yes.
+    threshold: i32,
+    slot: u32,
+    /// The leaves below yes.
+    lost: M,
+}
+
+/// By tree, what its leaves add.
+#[derive(Debug)]
+enum Leaves<T, const LEAVES: usize> {
+    Single(Vec<[T; LEAVES]>),
+    Spans {
+        spans: Vec<[(u32, u32); LEAVES]>,
+        weights: Vec<Leaf<T>>,
+    },
+}
+
+trait Mask: Copy + Default + Not<Output = Self> + BitOr<Output = Self> + BitOrAssign + 'static {
+    /// The bits from `first` up to `end`.
+    fn of(first: usize, end: usize) -> Self;
+    fn if_true(self, is_set: bool) -> Self;
+    fn trailing_ones(self) -> usize;
+}
+
+macro_rules! mask {
+    ($type:ty) => {
+        impl Mask for $type {
+            fn of(first: usize, end: usize) -> Self {
+                (first..end).fold(0, |mask, bit| mask | 1 << bit)
+            }
+
+            #[inline(always)]
+            fn if_true(self, is_set: bool) -> Self {
+                if is_set { self } else { 0 }
+            }
+
+            #[inline(always)]
+            fn trailing_ones(self) -> usize {
+                self.trailing_ones() as usize
+            }
+        }
+    };
+}
+
+mask!(u32);
+mask!(u64);
+
+impl<M: Mask, T: Number, const LEAVES: usize> Table<M, T, LEAVES> {
+    fn new(laid: &[Laid<T>], width: usize) -> Option<Self> {
+        let mut table = Self {
+            splits: Vec::new(),
+            ends: Vec::new(),
+            leaves: Leaves::new(laid, width),
+        };
+        for tree in laid {
+            // A path is no longer than its tree, so the recursion is bounded here.
+            if tree.records.len() > 4 * LEAVES {
+                return None;
+            }
+            let mut leaves = Vec::new();
+            table.add(tree, 0, &mut leaves)?;
+            table.ends.push(table.splits.len());
+            table.leaves.add(tree, &leaves)?;
+        }
+        Some(table)
+    }
+
+    /// Adds the splits at `place` and below, and the places of their leaves from yes to no.
+    fn add(&mut self, tree: &Laid<T>, place: u32, leaves: &mut Vec<u32>) -> Option<()> {
+        let record = tree.records[place as usize];
+        if record.yes == place {
+            leaves.push(place);
+            return (leaves.len() <= LEAVES).then_some(());
+        }
+        let first = leaves.len();
+        self.add(tree, record.yes, leaves)?;
+        self.splits.push(Split {
+            threshold: record.threshold,
+            slot: record.slot,
+            lost: M::of(first, leaves.len()),
+        });
+        self.add(tree, record.yes + 1, leaves)
+    }
+
+    /// Compiled once for each kind of vector: all that it calls is inlined into it.
+    #[inline(always)]
+    fn block<const R: usize>(&self, keys: &[[i32; R]], scores: &mut [T], width: usize) {
+        match &self.leaves {
+            Leaves::Single(weights) => {
+                let mut sums = [T::default(); R];
+                for (sum, score) in sums.iter_mut().zip(scores.iter()) {
+                    *sum = *score;
+                }
+                let mut weights = weights.iter();
+                self.pass(keys, |lost| {
+                    let Some(weights) = weights.next() else {
+                        return;
+                    };
+                    for (sum, lost) in sums.iter_mut().zip(lost) {
+                        *sum += weights[lost.trailing_ones() % LEAVES];
+                    }
+                });
+                for (score, sum) in scores.iter_mut().zip(sums) {
+                    *score = sum;
+                }
+            }
+            Leaves::Spans { spans, weights } => {
+                let mut spans = spans.iter();
+                self.pass(keys, |lost| {
+                    let Some(spans) = spans.next() else { return };
+                    for (scores, lost) in scores.chunks_exact_mut(width).zip(lost) {
+                        let (start, end) = spans[lost.trailing_ones() % LEAVES];
+                        for leaf in &weights[start as usize..end as usize] {
+                            scores[leaf.target] += leaf.weight;
+                        }
+                    }
+                });
+            }
+        }
+    }
+
+    /// The leaves that each row has lost, tree after tree.
+    #[inline(always)]
+    fn pass<const R: usize>(&self, keys: &[[i32; R]], mut exit: impl FnMut(&[M; R])) {
+        let mut start = 0;
+        for &end in &self.ends {
+            let mut lost = [M::default(); R];
+            for split in &self.splits[start..end] {
+                let keys = &keys[split.slot as usize];
+                for (lost, &key) in lost.iter_mut().zip(keys) {
+                    *lost |= split.lost.if_true(key > split.threshold);
+                }
+            }
+            exit(&lost);
+            start = end;
+        }
+    }
+}
+
+impl<T: Number, const LEAVES: usize> Leaves<T, LEAVES> {
+    fn new(laid: &[Laid<T>], width: usize) -> Self {
+        let mut leaves = laid.iter().flat_map(|tree| &tree.leaves);
+        if width == 1 && leaves.all(|leaf| leaf.len() <= 1) {
+            Self::Single(Vec::new())
+        } else {
+            Self::Spans {
+                spans: Vec::new(),
+                weights: Vec::new(),
+            }
+        }
+    }
+
+    /// Adds a tree whose leaves stand at `places`. None beyond 32 bits.
+    fn add(&mut self, tree: &Laid<T>, places: &[u32]) -> Option<()> {
+        let payloads = places.iter().map(|&place| &tree.leaves[place as usize]);
+        match self {
+            Self::Single(all) => {
+                let mut weights = [T::default(); LEAVES];
+                for (weight, payload) in weights.iter_mut().zip(payloads) {
+                    *weight = payload.first().map_or(T::default(), |leaf| leaf.weight);
+                }
+                all.push(weights);
+            }
+            Self::Spans { spans, weights } => {
+                let mut of_tree = [(0, 0); LEAVES];
+                for (span, payload) in of_tree.iter_mut().zip(payloads) {
+                    let start = u32::try_from(weights.len()).ok()?;
+                    weights.extend_from_slice(payload);
+                    *span = (start, u32::try_from(weights.len()).ok()?);
+                }
+                spans.push(of_tree);
+            }
+        }
+        Some(())
+    }
+}
