@@ -12,7 +12,8 @@ use serde_json::Value;
 use crate::client::Lane;
 use crate::flights::{read_aircraft, read_flights, read_weather};
 use crate::html::{self, Drift, Mark, MarkKind};
-use crate::process::{Gateway, Start, first_line, machine, run};
+use crate::machine::machine;
+use crate::process::{Gateway, Start, first_line, run};
 use crate::project::{self, Project};
 use crate::replay::{Observed, Progress, Replay};
 use crate::report::{Rejected, Report, Requests, Row, Seconds, Skew, by_month, by_policy};
@@ -52,13 +53,7 @@ pub(crate) async fn run_demo(demo: &Demo) -> Result<Report> {
     let import = demo.import(&project)?;
     let train_first = demo.train_first(&project, timeline.begin_ms)?;
     let log = demo.out.join("gateway.log");
-    let gateway = Gateway::start(&Start {
-        loopgate: &demo.loopgate,
-        project: &project.folder,
-        log: &log,
-        core: None,
-    })
-    .await?;
+    let gateway = demo.serve(&project, &log).await?;
     println!(
         "gateway ready on http://{}, admin http://{}; replaying {} predictions",
         gateway.addresses.http,
@@ -169,6 +164,16 @@ impl Demo {
             &as_of,
         ])?;
         Ok(started.elapsed().as_secs_f64())
+    }
+
+    async fn serve(&self, project: &Project, log: &Path) -> Result<Gateway> {
+        Gateway::start(&Start {
+            loopgate: &self.loopgate,
+            project: &project.folder,
+            log,
+            core: None,
+        })
+        .await
     }
 
     /// Computes a sample of the served rows again from the event log.

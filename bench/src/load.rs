@@ -8,7 +8,7 @@
 //!
 //! HTTP/1.1 is spoken over bare sockets and one epoll loop (`http1`): a request costs the generator a
 //! write, a read and a small parse. HTTP/2 and gRPC go through hyper's client (`http2`), which costs
-//! more than the servers under test; `Tally::cpu` says how much.
+//! more than the servers under test. Both spin.
 
 mod arrivals;
 mod http1;

@@ -53,7 +53,7 @@ pub(crate) fn versioned(seed: u64, version: u16) -> Bytes {
 /// A model of about two milliseconds a row: a chain of hyperbolic tangents over a wide row. A batch of
 /// n takes n times as long, so that the capacity does not depend on how requests are batched.
 pub(crate) fn slow() -> Bytes {
-    const WIDTH: i64 = 16_384;
+    const WIDTH: i64 = 49_152;
     const STEPS: usize = 120;
     let mean = |input: &str, output: &str| Node {
         attribute: vec![

@@ -19,7 +19,7 @@ class Scored(Model):
         (scores,) = self.session.run(["probability"], {"features": rows})
         output = InferOutput(name="probability", shape=list(scores.shape), datatype="FP32")
         output.set_data_from_numpy(scores, binary_data=False)
-        return InferResponse(response_id=payload.id, model_name=self.name, infer_outputs=[output])
+        return InferResponse(response_id=payload.id or "", model_name=self.name, infer_outputs=[output])
 
 
 if __name__ == "__main__":

@@ -1,5 +1,8 @@
 """Triton's Python backend: the requests that its dynamic batcher puts together are one run."""
 import os
+import sys
+
+sys.path.insert(0, os.environ["SITE_PACKAGES"])
 
 import numpy as np
 import onnxruntime as ort

@@ -1,5 +1,6 @@
 //! HTTP/2 with prior knowledge, and unary gRPC over it, through hyper's client on a thread of its own.
 
+use std::convert::Infallible;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -17,7 +18,6 @@ use tokio::time::timeout;
 use super::arrivals::Schedule;
 use super::tally::{Failure, Tally};
 use super::{Arrivals, Call, Load, Transport};
-use crate::machine::thread_cpu;
 
 /// An arrival nearer than this is waited for without sleeping: tokio sleeps whole milliseconds.
 const NEAR: Duration = Duration::from_millis(2);
@@ -26,14 +26,25 @@ const FRAME_BYTES: usize = 5;
 
 /// Runs the load with so many streams on each connection.
 pub(super) fn run(load: &Load, streams: usize) -> Result<Tally> {
-    let cpu = thread_cpu();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let mut tally = LocalSet::new().block_on(&runtime, drive(load.clone(), streams.max(1)))?;
+    let mut tally = LocalSet::new().block_on(&runtime, async {
+        tokio::select! {
+            biased;
+            tally = drive(load.clone(), streams.max(1)) => tally,
+            never = spin() => match never {},
+        }
+    })?;
     tally.elapsed = load.measured;
-    tally.cpu = thread_cpu().saturating_sub(cpu);
     Ok(tally)
+}
+
+/// Keeps the thread from sleeping, as `http1` does and for its reasons.
+async fn spin() -> Infallible {
+    loop {
+        tokio::task::yield_now().await;
+    }
 }
 
 /// What all streams share.

@@ -68,8 +68,9 @@ pub(crate) struct Tally {
     pub statuses: BTreeMap<u16, u64>,
     /// The time in which requests were started.
     pub elapsed: Duration,
-    /// Processor time that the generator took, warm-up included, and what it sent in it.
-    pub cpu: Duration,
+    /// Time in which the generator had something to do, warm-up included, and what it sent in it;
+    /// zero where it is not measured.
+    pub busy: Duration,
     pub sent: u64,
 }
 
@@ -81,7 +82,7 @@ impl Tally {
             failures: BTreeMap::new(),
             statuses: BTreeMap::new(),
             elapsed: Duration::ZERO,
-            cpu: Duration::ZERO,
+            busy: Duration::ZERO,
             sent: 0,
         })
     }
@@ -140,9 +141,9 @@ impl Tally {
         self.lateness.value_at_quantile(0.99) <= nanoseconds(LATENESS_MAX)
     }
 
-    /// Processor time of the generator for one request, in microseconds.
-    pub(crate) fn cpu_us(&self) -> f64 {
-        self.cpu.as_secs_f64() * 1e6 / (self.sent.max(1)) as f64
+    /// What one request cost the generator, in microseconds; zero where it is not measured.
+    pub(crate) fn busy_us(&self) -> f64 {
+        self.busy.as_secs_f64() * 1e6 / (self.sent.max(1)) as f64
     }
 
     /// Adds another run's figures.
@@ -156,7 +157,7 @@ impl Tally {
             *self.statuses.entry(*status).or_default() += count;
         }
         self.elapsed += other.elapsed;
-        self.cpu += other.cpu;
+        self.busy += other.busy;
         self.sent += other.sent;
         Ok(())
     }
@@ -179,7 +180,7 @@ impl Tally {
             "statuses": self.statuses,
             "lateness_p99_us": self.lateness_us(),
             "on_time": self.on_time(),
-            "generator_cpu_us": self.cpu_us(),
+            "generator_us": self.busy_us(),
             "seconds": self.elapsed.as_secs_f64(),
         })
     }

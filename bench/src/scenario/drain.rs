@@ -52,18 +52,8 @@ pub(crate) async fn run(bench: &Bench) -> Result<Finding> {
         let Some(sum) = sum else {
             continue;
         };
-        let refused = sum.failures(Failure::Connect) + sum.failures(Failure::Unsent);
-        table.push(&[
-            name.into(),
-            bench.rounds.to_string(),
-            short(offered),
-            short(sum.answered() as f64),
-            (sum.failed_in_all() - refused).to_string(),
-            sum.failures(Failure::Reset).to_string(),
-            sum.failures(Failure::Timeout).to_string(),
-            sum.failures(Failure::Server).to_string(),
-            short(refused as f64),
-        ]);
+        let refused = refused(&sum);
+        table.push(&row(name, bench.rounds, offered, &sum));
         figures.insert(
             name.into(),
             json!({
@@ -91,6 +81,25 @@ pub(crate) async fn run(bench: &Bench) -> Result<Finding> {
         plots: Vec::new(),
         bars: Vec::new(),
     })
+}
+
+/// What nobody took any more.
+fn refused(tally: &Tally) -> u64 {
+    tally.failures(Failure::Connect) + tally.failures(Failure::Unsent)
+}
+
+fn row(name: &str, drains: usize, offered: f64, sum: &Tally) -> Vec<String> {
+    vec![
+        name.into(),
+        drains.to_string(),
+        short(offered),
+        short(sum.answered() as f64),
+        (sum.failed_in_all() - refused(sum)).to_string(),
+        sum.failures(Failure::Reset).to_string(),
+        sum.failures(Failure::Timeout).to_string(),
+        sum.failures(Failure::Server).to_string(),
+        short(refused(sum) as f64),
+    ]
 }
 
 /// A fresh gateway, its capacity, and its end.

@@ -206,6 +206,37 @@ impl Subject {
         }
         Ok(())
     }
+
+    fn row(&self, total: &Tally) -> Vec<String> {
+        let percent = |shares: &[f64]| match shares {
+            [] => "–".to_owned(),
+            shares => format!("{:.0} %", 100.0 * median(shares)),
+        };
+        vec![
+            self.name.into(),
+            short(median(&self.per_second)),
+            percent(&self.ratio),
+            percent(&self.cpu_ratio),
+            short(median(&self.cpu_us)),
+            short(total.quantile_us(0.5)),
+            short(total.quantile_us(0.99)),
+            match total.busy_us() {
+                0.0 => "–".into(),
+                us => short(us),
+            },
+        ]
+    }
+
+    fn json(&self, total: &Tally) -> Value {
+        json!({
+            "per_second": self.per_second,
+            "bare_per_second": self.bare_per_second,
+            "ratio": self.ratio,
+            "cpu_ratio": self.cpu_ratio,
+            "server_cpu_us": self.cpu_us,
+            "all_runs": total.json(),
+        })
+    }
 }
 
 /// The length of a binary answer's JSON head: it is one object, so up to the brace that closes it.
@@ -322,42 +353,18 @@ fn finding(
         "p99 µs",
         "generator µs/request",
     ]);
-    let percent = |shares: &[f64]| match shares {
-        [] => "–".to_owned(),
-        shares => format!("{:.0} %", 100.0 * median(shares)),
-    };
     let mut figures = serde_json::Map::new();
     let mut bars = Vec::new();
     for subject in subjects {
-        let Some(total) = &subject.total else {
-            continue;
-        };
-        table.push(&[
-            subject.name.into(),
-            short(median(&subject.per_second)),
-            percent(&subject.ratio),
-            percent(&subject.cpu_ratio),
-            short(median(&subject.cpu_us)),
-            short(total.quantile_us(0.5)),
-            short(total.quantile_us(0.99)),
-            short(total.cpu_us()),
-        ]);
+        if let Some(total) = &subject.total {
+            table.push(&subject.row(total));
+            figures.insert(subject.name.into(), subject.json(total));
+        }
         if !subject.bare_per_second.is_empty() {
             let name = format!("bare hyper, {}", subject.name);
             bars.push((name, median(&subject.bare_per_second)));
         }
         bars.push((subject.name.to_owned(), median(&subject.per_second)));
-        figures.insert(
-            subject.name.into(),
-            json!({
-                "per_second": subject.per_second,
-                "bare_per_second": subject.bare_per_second,
-                "ratio": subject.ratio,
-                "cpu_ratio": subject.cpu_ratio,
-                "server_cpu_us": subject.cpu_us,
-                "all_runs": total.json(),
-            }),
-        );
     }
     let half_load = half.map_or_else(
         || "Half load: the generator was late in every run, the machine was busy.".to_owned(),

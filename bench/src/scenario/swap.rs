@@ -217,6 +217,61 @@ struct Found {
     resident: Vec<f64>,
 }
 
+impl Found {
+    /// p99 with swaps over the mean of the two without.
+    fn p99_ratio(&self) -> f64 {
+        let p99 = |phase: usize| self.phases[phase].1.quantile_us(0.99);
+        p99(1) / f64::midpoint(p99(0), p99(2))
+    }
+
+    fn kib_per_swap(&self) -> f64 {
+        slope(&self.resident) * 1024.0
+    }
+
+    fn sentence(&self) -> String {
+        let mib =
+            |resident: Option<&f64>| resident.map_or_else(|| "–".to_owned(), |mib| short(*mib));
+        let late = self.phases.iter().any(|(_, tally)| !tally.on_time());
+        format!(
+            "One serving thread on one core, 200 × 31 trees, open loop at 0.6 of capacity ({}/s) on \
+             {CONNECTIONS} connections; {VERSIONS} versions take turns as champion by the admin \
+             interface, each loaded anew; every answer's value is checked against the version it names. \
+             p99 with swaps is {:.2} × that without. A swap took {} ms (median, request to served). \
+             Resident memory over the last {} swaps: {} MiB to {} MiB, {} KiB a swap (least squares \
+             over the second half).{}",
+            short(self.per_second),
+            self.p99_ratio(),
+            short(self.took_ms),
+            self.resident.len(),
+            mib(self.resident.first()),
+            mib(self.resident.last()),
+            short(self.kib_per_swap()),
+            if late {
+                " The generator was late in a phase: the machine was busy, do not use the latencies."
+            } else {
+                ""
+            }
+        )
+    }
+
+    fn json(&self) -> Value {
+        let phases: Vec<Value> = self
+            .phases
+            .iter()
+            .map(|(name, tally)| json!({"phase": name, "tally": tally.json()}))
+            .collect();
+        json!({
+            "per_second": self.per_second,
+            "p99_ratio": self.p99_ratio(),
+            "swap_ms": self.took_ms,
+            "swaps": self.resident.len(),
+            "resident_mib": self.resident,
+            "resident_kib_per_swap": self.kib_per_swap(),
+            "phases": phases,
+        })
+    }
+}
+
 fn finding(conditions: Conditions, found: &Found) -> Finding {
     let mut table = Table::new(&[
         "phase",
@@ -238,47 +293,12 @@ fn finding(conditions: Conditions, found: &Found) -> Finding {
             short(tally.lateness_us()),
         ]);
     }
-    let p99 = |phase: usize| found.phases[phase].1.quantile_us(0.99);
-    let ratio = p99(1) / f64::midpoint(p99(0), p99(2));
-    let slope_kib = slope(&found.resident) * 1024.0;
-    let late = found.phases.iter().any(|(_, tally)| !tally.on_time());
-    let (first, last) = (
-        found.resident.first().copied().unwrap_or(f64::NAN),
-        found.resident.last().copied().unwrap_or(f64::NAN),
-    );
-    let swaps = found.resident.len();
     Finding {
         name: "swap",
         title: "Swap: a new champion each second",
-        method: format!(
-            "One serving thread on one core, 200 × 31 trees, open loop at 0.6 of capacity ({}/s) on \
-             {CONNECTIONS} connections; {VERSIONS} versions take turns as champion by the admin \
-             interface, each loaded anew; every answer's value is checked against the version it names. \
-             p99 with swaps is {:.2} × that without. A swap took {} ms (median, request to served). \
-             Resident memory over the last {swaps} swaps: {} MiB to {} MiB, {} KiB a swap (least squares \
-             over the second half).{}",
-            short(found.per_second),
-            ratio,
-            short(found.took_ms),
-            short(first),
-            short(last),
-            short(slope_kib),
-            if late {
-                " The generator was late in a phase: the machine was busy, do not use the latencies."
-            } else {
-                ""
-            }
-        ),
+        method: found.sentence(),
         conditions,
-        figures: json!({
-            "per_second": found.per_second,
-            "p99_ratio": ratio,
-            "swap_ms": found.took_ms,
-            "swaps": swaps,
-            "resident_mib": found.resident,
-            "resident_kib_per_swap": slope_kib,
-            "phases": found.phases.iter().map(|(name, tally)| json!({"phase": name, "tally": tally.json()})).collect::<Vec<_>>(),
-        }),
+        figures: found.json(),
         table,
         plots: vec![Plot {
             title: "Resident memory after each swap".into(),
