@@ -15,8 +15,10 @@ use std::time::Duration;
 use featurestore::{ProjectFileError, read_toml};
 use registry::ModelName;
 
+use crate::admission::InFlight;
 use crate::clock::ClockMode;
 use crate::prepare::TrialLimits;
+use crate::table::Seats;
 
 pub(crate) use file::{Alias, EngineChoice};
 use file::{GatewayFile, ModelFile};
@@ -80,6 +82,7 @@ pub(crate) struct ServeConfig {
     pub limits: Limits,
     pub clock: ClockMode,
     pub serving_threads: NonZeroUsize,
+    pub pool: PoolConfig,
     /// Served without a registry.
     pub files: Vec<FileModel>,
     /// The engine of these files, and of those that are loaded by request.
@@ -98,6 +101,28 @@ pub(crate) struct RepositoryConfig {
     /// Whether the data listeners take such requests.
     pub load: bool,
     pub body_bytes_max: usize,
+}
+
+/// How runs are divided between serving threads and the pool.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PoolConfig {
+    pub threads: NonZeroUsize,
+    /// The longest run of a serving thread.
+    pub in_place: Duration,
+    /// Rows of one batch.
+    pub batch_rows: NonZeroUsize,
+}
+
+impl ServeConfig {
+    /// Who runs models, and what one run may hold.
+    pub(crate) fn seats(&self) -> Seats {
+        Seats {
+            serving: self.serving_threads.get(),
+            pool: self.pool.threads.get(),
+            in_place: self.pool.in_place,
+            batch_rows: self.pool.batch_rows.get(),
+        }
+    }
 }
 
 /// What a project adds.
@@ -136,6 +161,8 @@ pub(crate) struct ServeRules {
     pub deadline: Option<Duration>,
     /// Share of the requests that the challenger answers, 0 to 1.
     pub canary_share: f64,
+    /// Its requests in flight.
+    pub in_flight: InFlight,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -162,7 +189,7 @@ pub(crate) struct Limits {
     /// Longest wait for a client that does not read its answer.
     pub write_timeout: Duration,
     /// Predictions in flight in the process.
-    pub in_flight_max: usize,
+    pub in_flight: InFlight,
     /// Batches of events and labels in flight in the process.
     pub ingest_in_flight_max: usize,
     /// Rows of one request, of one batch of events or of labels.
@@ -171,6 +198,8 @@ pub(crate) struct Limits {
     pub deadline: Duration,
     /// The longest that a batch of events or labels may wait for its fsync.
     pub ingest_deadline: Duration,
+    /// Requests that may wait for one version in the pool; beyond it they are shed.
+    pub pool_queue_max: usize,
     /// Requests that may wait for the recorder; beyond it records are dropped and counted.
     pub recorder_queue_max: usize,
     /// Requests that may wait for their shadows; beyond it shadows are dropped and counted.
@@ -260,6 +289,11 @@ impl ServeConfig {
                 .serving_threads
                 .or(file.serving.threads)
                 .unwrap_or_else(cores),
+            pool: PoolConfig {
+                threads: file.serving.pool_threads.unwrap_or_else(cores),
+                in_place: Duration::from_micros(file.serving.in_place_us),
+                batch_rows: file.serving.batch_rows_max,
+            },
             files: args.model,
             engine: args.engine,
             trial: file.prepare.limits(),

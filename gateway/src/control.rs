@@ -357,7 +357,6 @@ impl Control {
     async fn look(&mut self) {
         self.reconcile().await;
         self.fleet.save(&self.data).await;
-        self.fleet.sweep();
         let replay = self.core.clock.is_replay();
         let due = !replay && self.ticked.is_none_or(|at| at.elapsed() >= TICK);
         if due || self.is_busy() {

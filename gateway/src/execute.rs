@@ -1,20 +1,32 @@
 //! Running a request's model, and who answers when it cannot: the next of the chain, then the
 //! constant, within the same deadline.
 //!
-//! A version runs in place on the calling thread. It is not begun once the deadline has passed, and
-//! an answer that came too late is not sent.
+//! A version runs in place on the calling thread where that is cheap, else on a worker of the pool,
+//! which is waited for until just before the deadline: what is left is for whoever answers instead.
+//! Nothing is begun once the deadline has passed, and an answer that came too late is not sent. How
+//! each run ended is told to its version's breaker.
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use engine::{RunError, Signature, Tensor, TensorData};
 use featurestore::Role;
 
-use crate::admission::{Admitted, DeadlinePassed};
+use crate::admission::{Admitted, DeadlinePassed, Limit, Overloaded};
+use crate::breaker::{Gate, Run};
 use crate::features::{Bound, Features, InputError, Inputs, Reader};
 use crate::metrics::Metrics;
+use crate::pool::{Pool, PoolFailure, Tensors};
 use crate::route::Route;
 use crate::table::{LoadedVersion, RunFailure, Seat};
+
+/// Time that is kept for whoever answers instead, beside twice what its run is expected to take:
+/// timers are exact to a millisecond.
+const RESERVE: Duration = Duration::from_millis(2);
+/// A run that did not end in time speaks against its version only if it had so many times what runs
+/// are expected to take.
+const FAIR_CHANCE: u32 = 4;
 
 /// Why another than the routed version answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,11 +39,18 @@ pub(crate) enum Reason {
     Deadline,
     /// The features could not be read.
     Features,
+    /// The version failed lately.
+    Breaker,
 }
 
 impl Reason {
-    pub(crate) const ALL: [Self; 4] =
-        [Self::Error, Self::NonFinite, Self::Deadline, Self::Features];
+    pub(crate) const ALL: [Self; 5] = [
+        Self::Error,
+        Self::NonFinite,
+        Self::Deadline,
+        Self::Features,
+        Self::Breaker,
+    ];
 
     pub(crate) fn as_str(self) -> &'static str {
         match self {
@@ -39,6 +58,7 @@ impl Reason {
             Self::NonFinite => "non_finite",
             Self::Deadline => "deadline",
             Self::Features => "features",
+            Self::Breaker => "breaker",
         }
     }
 }
@@ -53,6 +73,8 @@ pub(crate) struct Answered {
     pub reason: Option<Reason>,
     /// The answering version's features where they are not the routed version's.
     pub features: Option<Features>,
+    /// Versions whose breakers want a copy of the request as a probe.
+    pub probes: Vec<Arc<LoadedVersion>>,
 }
 
 /// Why nobody answered.
@@ -60,26 +82,46 @@ pub(crate) struct Answered {
 pub(crate) enum ExecuteError {
     #[error(transparent)]
     Deadline(#[from] DeadlinePassed),
+    #[error(transparent)]
+    Overloaded(#[from] Overloaded),
     #[error("{0}")]
     Inputs(String),
     #[error("features are not available")]
     Features,
     #[error("model `{model}` failed")]
     Failed { model: Arc<str> },
+    #[error("model `{model}` has failed lately and is being tried again")]
+    Broken {
+        model: Arc<str>,
+        retry_after: Duration,
+    },
 }
 
 /// What running needs beside the request.
 pub(crate) struct Runner<'a> {
     pub seat: Seat,
+    pub pool: &'a Pool,
     pub reader: Reader<'a>,
     pub admitted: &'a Admitted,
     pub metrics: &'a Metrics,
+}
+
+/// One version's turn to answer.
+#[derive(Clone, Copy)]
+struct Turn<'a> {
+    version: &'a Arc<LoadedVersion>,
+    /// Nobody would answer instead.
+    alone: bool,
+    /// Who would; `None` for the constant.
+    next: Option<&'a Arc<LoadedVersion>>,
 }
 
 /// Why one version gave no answer.
 enum Failure {
     /// The caller's fault: nobody else would do better.
     Inputs(String),
+    Overloaded(Overloaded),
+    Broken(Gate),
     Passed(Reason),
 }
 
@@ -90,27 +132,50 @@ impl Runner<'_> {
         route: &Route<'_>,
         inputs: &Arc<Inputs>,
     ) -> Result<Answered, ExecuteError> {
-        let answered = self.ask_in_turn(route, inputs)?;
-        if let Some(reason) = answered.reason {
-            self.metrics.fallback(reason);
+        let mut probes = Vec::new();
+        match self.ask_in_turn(route, inputs, &mut probes).await {
+            Ok(mut answered) => {
+                if let Some(reason) = answered.reason {
+                    self.metrics.fallback(reason);
+                }
+                answered.probes = probes;
+                Ok(answered)
+            }
+            Err(error) => {
+                let now = Instant::now();
+                for version in probes {
+                    version.breaker.probed(now, None);
+                }
+                Err(error)
+            }
         }
-        Ok(answered)
     }
 
-    fn ask_in_turn(&self, route: &Route<'_>, inputs: &Inputs) -> Result<Answered, ExecuteError> {
+    async fn ask_in_turn(
+        &self,
+        route: &Route<'_>,
+        inputs: &Arc<Inputs>,
+        probes: &mut Vec<Arc<LoadedVersion>>,
+    ) -> Result<Answered, ExecuteError> {
         if inputs.unreadable {
             return self.constant(route, inputs.rows, Reason::Features);
         }
         let pinned = route.role == Role::Pinned;
         let others = if pinned { &[][..] } else { &route.model.chain };
         let alone = pinned || (others.is_empty() && route.model.constant.is_none());
-        let mut reason = None;
+        let (mut reason, mut broken) = (None, None);
         let candidates = std::iter::once(route.first).chain(others);
         for (k, version) in candidates.enumerate() {
             if k > 0 && version.version == route.first.version {
                 continue;
             }
-            match self.attempt(version, inputs, alone) {
+            let next = others.get(k);
+            let turn = Turn {
+                version,
+                alone,
+                next,
+            };
+            match self.attempt(turn, inputs).await {
                 Ok((outputs, features)) => {
                     return Ok(Answered {
                         version: Some(Arc::clone(version)),
@@ -118,19 +183,46 @@ impl Runner<'_> {
                         outputs,
                         reason,
                         features,
+                        probes: Vec::new(),
                     });
                 }
                 Err(Failure::Inputs(problem)) => return Err(ExecuteError::Inputs(problem)),
-                Err(Failure::Passed(why)) => {
-                    reason.get_or_insert(why);
+                Err(Failure::Overloaded(overloaded)) if k == 0 => return Err(overloaded.into()),
+                Err(Failure::Overloaded(_)) => {}
+                Err(Failure::Broken(gate)) => {
+                    reason.get_or_insert(Reason::Breaker);
+                    match gate {
+                        Gate::Open { retry_after } => broken = Some(retry_after),
+                        Gate::Closed | Gate::Probe => probes.push(Arc::clone(version)),
+                    }
                 }
+                Err(Failure::Passed(why)) => _ = reason.get_or_insert(why),
             }
         }
         let reason = reason.unwrap_or(Reason::Error);
-        if pinned {
-            return Err(self.refusal(route, reason));
+        let answered = match pinned {
+            true => Err(self.refusal(route, reason)),
+            false => self.constant(route, inputs.rows, reason),
+        };
+        match (answered, broken) {
+            (Err(ExecuteError::Failed { model }), Some(retry_after)) => {
+                Err(ExecuteError::Broken { model, retry_after })
+            }
+            (answered, _) => answered,
         }
-        self.constant(route, inputs.rows, reason)
+    }
+
+    /// When a version must have answered, so that the next, or the constant, still can; half of the
+    /// time that is left at least.
+    fn until(&self, turn: Turn<'_>) -> Instant {
+        let until = self.admitted.until();
+        if turn.alone {
+            return until;
+        }
+        let run = turn.next.map(|next| next.cost.cost().of(1, 1));
+        let reserve = RESERVE + 2 * run.unwrap_or_default();
+        let left = until.saturating_duration_since(Instant::now());
+        until.checked_sub(reserve.min(left / 2)).unwrap_or(until)
     }
 
     /// The configured constant, when no version is left to ask.
@@ -151,6 +243,7 @@ impl Runner<'_> {
                 outputs,
                 reason: Some(reason),
                 features: None,
+                probes: Vec::new(),
             }),
             None => Err(self.refusal(route, reason)),
         }
@@ -159,6 +252,7 @@ impl Runner<'_> {
     fn refusal(&self, route: &Route<'_>, reason: Reason) -> ExecuteError {
         match (self.admitted.check(), reason) {
             (Err(passed), _) => passed.into(),
+            (Ok(()), Reason::Deadline) => self.admitted.late().into(),
             (Ok(()), Reason::Features) => ExecuteError::Features,
             (Ok(()), _) => ExecuteError::Failed {
                 model: Arc::clone(&route.model.name),
@@ -166,41 +260,108 @@ impl Runner<'_> {
         }
     }
 
-    fn attempt(
+    async fn attempt(
         &self,
-        version: &LoadedVersion,
-        inputs: &Inputs,
-        alone: bool,
+        turn: Turn<'_>,
+        inputs: &Arc<Inputs>,
     ) -> Result<(Vec<Tensor>, Option<Features>), Failure> {
         let late = |_| Failure::Passed(Reason::Deadline);
         self.admitted.check().map_err(late)?;
-        let bound = self
-            .reader
-            .bind(inputs, version)
-            .map_err(|error| match error {
-                InputError::Unreadable => Failure::Passed(Reason::Features),
-                error => Failure::Inputs(error.to_string()),
-            })?;
-        let (tensors, features) = match bound {
-            Bound::Shared(tensors) => (Cow::Borrowed(tensors), None),
-            Bound::Own(tensors, features) => (Cow::Owned(tensors), Some(features)),
-        };
-        let outputs = score(version, self.seat, &tensors).map_err(|failure| match failure {
-            RunFailure::Engine(error @ RunError::Input { .. }) => Failure::Inputs(error.to_string()),
-            failure => {
-                tracing::warn!(model = %version.model, version = version.version, %failure, "model failed");
-                Failure::Passed(Reason::Error)
+        let gate = turn.version.breaker.gate(Instant::now);
+        if gate != Gate::Closed && !(gate == Gate::Probe && turn.alone) {
+            return Err(Failure::Broken(gate));
+        }
+        let mut verdict = None;
+        let answered = self.answer(turn, inputs, &mut verdict).await;
+        let breaker = &turn.version.breaker;
+        match verdict {
+            verdict if gate == Gate::Probe => breaker.probed(Instant::now(), verdict),
+            None => {}
+            Some(Run::Succeeded) => breaker.succeeded(Instant::now),
+            Some(Run::Failed) if breaker.failed(Instant::now()) => {
+                self.metrics.breakers_opened.increment(1);
+                let LoadedVersion { model, version, .. } = &**turn.version;
+                tracing::warn!(%model, version, "breaker opened");
             }
-        })?;
+            Some(Run::Failed) => {}
+        }
+        answered
+    }
+
+    /// Binds, runs and looks at the outputs; the verdict is on the version, where there is one.
+    async fn answer(
+        &self,
+        turn: Turn<'_>,
+        inputs: &Arc<Inputs>,
+        verdict: &mut Option<Run>,
+    ) -> Result<(Vec<Tensor>, Option<Features>), Failure> {
+        let Turn { version, alone, .. } = turn;
+        let bound = self.reader.bind(inputs, version);
+        let (tensors, features) = match bound {
+            Ok(Bound::Shared(tensors)) => (Cow::Borrowed(tensors), None),
+            Ok(Bound::Own(tensors, features)) => (Cow::Owned(tensors), Some(features)),
+            Err(InputError::Unreadable) => return Err(Failure::Passed(Reason::Features)),
+            Err(error) => return Err(Failure::Inputs(error.to_string())),
+        };
+        let outputs = match version.cost.is_in_place(version.rows(&tensors)) {
+            true => score(version, self.seat, &tensors, Some(self.admitted.until()))
+                .map_err(PoolFailure::Run),
+            false => {
+                let tensors = match tensors {
+                    Cow::Borrowed(_) => Tensors::Shared(Arc::clone(inputs)),
+                    Cow::Owned(tensors) => Tensors::Own(Arc::new(tensors)),
+                };
+                self.pool.run(version, tensors, self.until(turn)).await
+            }
+        };
+        let outputs = match outputs {
+            Ok(outputs) => outputs,
+            Err(failure) => return Err(self.judge(turn, failure, verdict)),
+        };
+        *verdict = Some(Run::Succeeded);
         if !outputs.iter().all(is_finite) {
             self.metrics.nonfinite.increment(1);
             // With nobody to fall back on the caller gets the numbers as the model gave them.
             if !alone {
+                *verdict = Some(Run::Failed);
                 return Err(Failure::Passed(Reason::NonFinite));
             }
         }
-        self.admitted.check().map_err(late)?;
-        Ok((outputs, features))
+        match self.admitted.check() {
+            Ok(()) => Ok((outputs, features)),
+            Err(_) => Err(Failure::Passed(Reason::Deadline)),
+        }
+    }
+
+    /// What a run without outputs means: for the request, and for the version's breaker.
+    fn judge(&self, turn: Turn<'_>, failure: PoolFailure, verdict: &mut Option<Run>) -> Failure {
+        let version = turn.version;
+        match failure {
+            PoolFailure::Run(RunFailure::Engine(error @ RunError::Input { .. })) => {
+                Failure::Inputs(error.to_string())
+            }
+            // Stopped on its worker a moment before we would have stopped waiting.
+            PoolFailure::Run(RunFailure::Engine(RunError::Stopped { .. })) => {
+                *verdict = Some(Run::Failed);
+                Failure::Passed(Reason::Deadline)
+            }
+            PoolFailure::Run(failure) => {
+                tracing::warn!(model = %version.model, version = version.version, %failure, "model failed");
+                *verdict = Some(Run::Failed);
+                Failure::Passed(Reason::Error)
+            }
+            PoolFailure::Late { ran } => {
+                if ran.is_some_and(|ran| ran > FAIR_CHANCE * version.cost.cost().of(1, 1)) {
+                    *verdict = Some(Run::Failed);
+                }
+                Failure::Passed(Reason::Deadline)
+            }
+            PoolFailure::Overloaded { wait } => Failure::Overloaded(Overloaded {
+                limit: Limit::Wait(wait),
+                retry_after: wait,
+            }),
+            PoolFailure::Stopped => Failure::Passed(Reason::Error),
+        }
     }
 }
 
@@ -209,13 +370,14 @@ pub(crate) fn score(
     version: &LoadedVersion,
     seat: Seat,
     tensors: &[Tensor],
+    until: Option<Instant>,
 ) -> Result<Vec<Tensor>, RunFailure> {
     if version.engine.signature().rows(tensors) == Some(0)
         && let Some(outputs) = empty(&version.public)
     {
         return Ok(outputs);
     }
-    version.run(seat, tensors)
+    version.run_until(seat, tensors, until)
 }
 
 /// Outputs of no rows, where the signature says all that they need.
@@ -273,7 +435,7 @@ fn filled(signature: &Signature, rows: usize, value: f32) -> Option<Vec<Tensor>>
     signature.outputs.iter().map(output).collect()
 }
 
-fn is_finite(tensor: &Tensor) -> bool {
+pub(crate) fn is_finite(tensor: &Tensor) -> bool {
     match tensor.data() {
         TensorData::Fp32(values) => values.iter().all(|value| value.is_finite()),
         TensorData::Fp64(values) => values.iter().all(|value| value.is_finite()),

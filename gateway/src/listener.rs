@@ -1,10 +1,12 @@
 //! The HTTP listener: one serving thread per core, each with its own runtime and its own socket on
-//! the same port (`SO_REUSEPORT`), so that a connection lives and dies on one thread.
+//! the same port (`SO_REUSEPORT`), so that a connection lives and dies on one thread: the one that
+//! has the fewest when it comes in.
 //!
 //! Owns connections: how many, how long they may be silent, and how they end in a drain. HTTP/1.1 and
 //! HTTP/2 without TLS (prior knowledge) share the port.
 
 mod converse;
+mod exchange;
 mod preface;
 mod stall;
 
@@ -18,6 +20,7 @@ use std::time::Duration;
 use dashmap::{DashMap, Entry};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpStream;
+use tokio::sync::mpsc::Receiver;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -25,6 +28,7 @@ use crate::config::Limits;
 use crate::predict::Desk;
 
 use converse::converse;
+use exchange::{Exchange, Handed, Seated};
 
 /// Connections that the kernel may hold for one thread until it accepts them.
 const BACKLOG: i32 = 1024;
@@ -122,7 +126,17 @@ impl DataPlane {
     pub(crate) fn start(desks: Vec<Arc<Desk>>, listeners: Vec<TcpListener>) -> io::Result<Self> {
         let drain = CancellationToken::new();
         let mut threads = Vec::with_capacity(desks.len());
-        for (k, (desk, listener)) in desks.into_iter().zip(listeners).enumerate() {
+        let (exchange, taken) = Exchange::new(desks.len());
+        let entrances = taken
+            .into_iter()
+            .enumerate()
+            .map(|(thread, handed)| Entrance {
+                thread,
+                exchange: Arc::clone(&exchange),
+                handed,
+            });
+        let lanes = listeners.into_iter().zip(entrances);
+        for (k, (desk, (listener, entrance))) in desks.into_iter().zip(lanes).enumerate() {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()?;
@@ -130,7 +144,7 @@ impl DataPlane {
             let thread = std::thread::Builder::new()
                 .name(format!("loopgate-serve-{k}"))
                 .spawn(move || {
-                    if let Err(error) = runtime.block_on(serve(&desk, listener, drain)) {
+                    if let Err(error) = runtime.block_on(serve(&desk, listener, entrance, drain)) {
                         tracing::error!(%error, "serving thread ended");
                     }
                 })?;
@@ -150,9 +164,31 @@ impl DataPlane {
     }
 }
 
+/// A serving thread's way to the others.
+struct Entrance {
+    thread: usize,
+    exchange: Arc<Exchange>,
+    /// What the others hand over.
+    handed: Receiver<Handed>,
+}
+
+impl Entrance {
+    /// Hands an accepted connection to the thread that should have it, or keeps it.
+    fn place(&self, stream: TcpStream, peer: SocketAddr) -> io::Result<Option<TcpStream>> {
+        let Some(thread) = self.exchange.better(self.thread) else {
+            return Ok(Some(stream));
+        };
+        match self.exchange.hand(thread, (stream.into_std()?, peer)) {
+            Ok(()) => Ok(None),
+            Err(stream) => TcpStream::from_std(stream).map(Some),
+        }
+    }
+}
+
 async fn serve(
     desk: &Arc<Desk>,
     listener: TcpListener,
+    mut entrance: Entrance,
     drain: CancellationToken,
 ) -> io::Result<()> {
     let connections = TaskTracker::new();
@@ -163,21 +199,38 @@ async fn serve(
         tokio::select! {
             biased;
             () = drain.cancelled() => break,
-            accepted = accepting.accept() => match accepted {
-                Ok(accepted) => admit(desk, accepted, &connections, &idle),
-                Err(error) => {
-                    tracing::warn!(%error, "connection not accepted");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
+            Some(handed) = entrance.handed.recv() => take(handed, desk, &connections, &idle),
+            accepted = accepting.accept() => {
+                let kept = accepted.and_then(|(stream, peer)| {
+                    let kept = entrance.place(stream, peer)?;
+                    Ok(kept.map(|stream| (stream, peer)))
+                });
+                match kept {
+                    Ok(Some(accepted)) => {
+                        let seat = entrance.exchange.keep(entrance.thread);
+                        admit(desk, accepted, seat, &connections, &idle);
+                    }
+                    Ok(None) => {}
+                    Err(error) => {
+                        tracing::warn!(%error, "connection not accepted");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
                 }
-            },
+            }
         }
     }
     drop(accepting);
+    // Whoever finds this closed keeps the connection.
+    entrance.handed.close();
+    while let Ok(handed) = entrance.handed.try_recv() {
+        take(handed, desk, &connections, &idle);
+    }
     // Closing the socket would reset what the kernel has queued for it: those are served too.
     while let Ok((stream, peer)) = backlog.accept() {
         stream.set_nonblocking(true)?;
         let accepted = (TcpStream::from_std(stream)?, peer);
-        admit(desk, accepted, &connections, &idle);
+        let seat = entrance.exchange.keep(entrance.thread);
+        admit(desk, accepted, seat, &connections, &idle);
     }
     drop(backlog);
     connections.close();
@@ -202,9 +255,18 @@ async fn serve(
     Ok(())
 }
 
+fn take(handed: Handed, desk: &Arc<Desk>, connections: &TaskTracker, idle: &CancellationToken) {
+    let Handed { stream, peer, seat } = handed;
+    match TcpStream::from_std(stream) {
+        Ok(stream) => admit(desk, (stream, peer), seat, connections, idle),
+        Err(error) => tracing::warn!(%error, "connection not taken over"),
+    }
+}
+
 fn admit(
     desk: &Arc<Desk>,
     (stream, peer): (TcpStream, SocketAddr),
+    seat: Seated,
     connections: &TaskTracker,
     idle: &CancellationToken,
 ) {
@@ -215,5 +277,9 @@ fn admit(
     // A socket that the peer has closed already takes no option; its connection ends by itself.
     drop(stream.set_nodelay(true));
     let tasks = connections.clone();
-    connections.spawn(converse(connected, stream, idle.clone(), tasks));
+    let conversation = converse(connected, stream, idle.clone(), tasks);
+    connections.spawn(async move {
+        conversation.await;
+        drop(seat);
+    });
 }

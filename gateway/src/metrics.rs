@@ -15,6 +15,7 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 
 use crate::access::Denied;
 use crate::execute::Reason;
+use crate::pool::Left;
 use crate::table::ModelTable;
 
 const REQUESTS: &str = "loopgate_requests_total";
@@ -33,6 +34,15 @@ const RECORD_ERRORS: &str = "loopgate_record_errors_total";
 const SHADOW_ERRORS: &str = "loopgate_shadow_errors_total";
 const INGESTED: &str = "loopgate_ingested_total";
 const MODEL_VERSION: &str = "loopgate_model_version";
+const COST_BASE_SECONDS: &str = "loopgate_run_cost_base_seconds";
+const COST_ROW_SECONDS: &str = "loopgate_run_cost_row_seconds";
+const IN_PLACE_ROWS: &str = "loopgate_in_place_rows";
+const BREAKER: &str = "loopgate_breaker_state";
+const BREAKERS_OPENED: &str = "loopgate_breakers_opened_total";
+const POOL_RUNS: &str = "loopgate_pool_runs_total";
+const POOL_REQUESTS: &str = "loopgate_pool_requests_total";
+const POOL_LEFT: &str = "loopgate_pool_left_total";
+const POOL_WAIT_SECONDS: &str = "loopgate_pool_wait_seconds";
 const SWAPS: &str = "loopgate_swaps_total";
 const REGISTRY_AWAY: &str = "loopgate_registry_away";
 const TABLE_GENERATION: &str = "loopgate_table_generation";
@@ -123,6 +133,12 @@ pub(crate) struct Metrics {
     predictions: [Counter; Role::ALL.len()],
     feature_values: [Counter; Status::ALL.len()],
     pub nonfinite: Counter,
+    pub breakers_opened: Counter,
+    pool_runs: Counter,
+    pool_requests: Counter,
+    pool_left: [Counter; Left::ALL.len()],
+    pool_wait: Histogram,
+    pool_queue: Gauge,
     pub connections: Gauge,
     pub connections_refused: Counter,
     pub records_dropped: Counter,
@@ -149,6 +165,7 @@ pub(crate) struct Sampled {
     pub in_flight: usize,
     pub recorder_queue: usize,
     pub shadow_queue: usize,
+    pub pool_queue: usize,
 }
 
 impl Metrics {
@@ -156,6 +173,10 @@ impl Metrics {
     pub(crate) fn install() -> Result<Self, BuildError> {
         let page = PrometheusBuilder::new()
             .set_buckets_for_metric(Matcher::Full(PHASE_SECONDS.to_owned()), &PHASE_BUCKETS_S)?
+            .set_buckets_for_metric(
+                Matcher::Full(POOL_WAIT_SECONDS.to_owned()),
+                &PHASE_BUCKETS_S,
+            )?
             .install_recorder()?;
         describe();
         Ok(Self::resolve(Some(page)))
@@ -184,6 +205,12 @@ impl Metrics {
             feature_values: Status::ALL
                 .map(|status| counter!(FEATURE_VALUES, "status" => status.as_str())),
             nonfinite: counter!(NONFINITE),
+            breakers_opened: counter!(BREAKERS_OPENED),
+            pool_runs: counter!(POOL_RUNS),
+            pool_requests: counter!(POOL_REQUESTS),
+            pool_left: Left::ALL.map(|left| counter!(POOL_LEFT, "why" => left.as_str())),
+            pool_wait: histogram!(POOL_WAIT_SECONDS),
+            pool_queue: queue("pool"),
             connections: gauge!(CONNECTIONS),
             connections_refused: counter!(CONNECTIONS_REFUSED),
             records_dropped: dropped("record"),
@@ -215,6 +242,20 @@ impl Metrics {
 
     pub(crate) fn fallback(&self, reason: Reason) {
         self.fallbacks[reason as usize].increment(1);
+    }
+
+    /// A run of the pool that answers so many requests.
+    pub(crate) fn pool_run(&self, requests: usize) {
+        self.pool_runs.increment(1);
+        self.pool_requests.increment(requests as u64);
+    }
+
+    pub(crate) fn pool_wait(&self, waited: Duration) {
+        self.pool_wait.record(waited.as_secs_f64());
+    }
+
+    pub(crate) fn left_pool(&self, left: Left) {
+        self.pool_left[left as usize].increment(1);
     }
 
     pub(crate) fn predictions(&self, role: Role, rows: usize) {
@@ -250,11 +291,32 @@ impl Metrics {
         }
     }
 
+    /// Notes what runs cost, where they happen and how the breakers stand, by the versions' aliases.
+    pub(crate) fn costs(&self, table: &ModelTable) {
+        for model in table.models() {
+            for (alias, version) in &model.aliases {
+                let Some(version) = model.versions.get(version) else {
+                    continue;
+                };
+                let labels = [
+                    ("model", model.name.to_string()),
+                    ("alias", alias.to_string()),
+                ];
+                let cost = version.cost.cost();
+                gauge!(COST_BASE_SECONDS, &labels).set(f64::from(cost.base_ns) / 1e9);
+                gauge!(COST_ROW_SECONDS, &labels).set(f64::from(cost.row_ns) / 1e9);
+                gauge!(IN_PLACE_ROWS, &labels).set(version.cost.in_place_rows() as f64);
+                gauge!(BREAKER, &labels).set(f64::from(version.breaker.level()));
+            }
+        }
+    }
+
     /// The page that Prometheus reads.
     pub(crate) fn render(&self, sampled: Sampled) -> String {
         self.in_flight.set(sampled.in_flight as f64);
         self.recorder_queue.set(sampled.recorder_queue as f64);
         self.shadow_queue.set(sampled.shadow_queue as f64);
+        self.pool_queue.set(sampled.pool_queue as f64);
         self.page
             .as_ref()
             .map(PrometheusHandle::render)
@@ -392,6 +454,27 @@ fn describe() {
     describe_counter!(SHADOW_ERRORS, "Shadow runs that failed");
     describe_counter!(INGESTED, "Rows of events and labels by outcome");
     describe_gauge!(MODEL_VERSION, "Version that an alias of a model names");
+    describe_gauge!(
+        COST_BASE_SECONDS,
+        "Learnt seconds of a run, whatever its rows"
+    );
+    describe_gauge!(COST_ROW_SECONDS, "Learnt seconds of a run for each row");
+    describe_gauge!(
+        IN_PLACE_ROWS,
+        "Most rows that run on the serving thread; 0 where every run goes to the pool"
+    );
+    describe_gauge!(
+        BREAKER,
+        "Breaker of a version: 0 closed, 1 half open, 2 open"
+    );
+    describe_counter!(BREAKERS_OPENED, "Openings of breakers");
+    describe_counter!(POOL_RUNS, "Runs of the pool");
+    describe_counter!(POOL_REQUESTS, "Requests that they were for");
+    describe_counter!(POOL_LEFT, "Requests that left the pool's lines unrun");
+    describe_histogram!(
+        POOL_WAIT_SECONDS,
+        "Seconds that a request waited for its run to begin"
+    );
     describe_counter!(SWAPS, "Changes of a model's champion");
     describe_gauge!(
         TABLE_GENERATION,
@@ -419,6 +502,9 @@ mod tests {
         }
         for (k, reason) in Reason::ALL.into_iter().enumerate() {
             assert_eq!(reason as usize, k);
+        }
+        for (k, left) in Left::ALL.into_iter().enumerate() {
+            assert_eq!(left as usize, k);
         }
         for (k, role) in Role::ALL.into_iter().enumerate() {
             assert_eq!(role as usize, k);

@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 use engine::Tensor;
 use featurestore::Role;
 use rand::rngs::StdRng;
-use rand::{RngCore, SeedableRng};
+use rand::{Rng, RngCore, SeedableRng};
 use uuid::{Builder, Uuid};
 
-use crate::admission::{DeadlinePassed, Overloaded, Place};
+use crate::admission::{DeadlinePassed, Limit, Overloaded, Place};
 use crate::execute::{Answered, ExecuteError, Reason, Runner, scores};
 use crate::features::{InputError, Inputs, status_summary};
 use crate::metrics::{Laps, Phase};
@@ -24,10 +24,10 @@ use crate::oip::{
     WantedOutput,
 };
 use crate::recorder::{FeatureSource, Served};
-use crate::route::{Route, RouteError, Target, route};
+use crate::route::{self, Route, RouteError, Target, route};
 use crate::serve::Core;
 use crate::shadow::ShadowJob;
-use crate::table::{Seat, Timed};
+use crate::table::{Seat, ServedModel, Timed};
 
 /// How a request is written on one wire, and its answer.
 pub(crate) trait Wire {
@@ -74,6 +74,9 @@ pub(crate) enum PredictError {
     Encode(#[from] EncodeError),
 }
 
+/// The shortest time after which a refused caller is asked to come again.
+const RETRY_MIN: Duration = Duration::from_millis(50);
+
 /// The thread that answers: its sessions and its source of prediction ids.
 pub(crate) struct Desk {
     pub core: Arc<Core>,
@@ -88,6 +91,49 @@ impl Desk {
             core,
             seat,
             random: Mutex::new(StdRng::from_os_rng()),
+        }
+    }
+
+    /// Gives a request its places by its head: in the process, with its model, and where the model
+    /// runs in the pool, only if its line is short enough. `bytes` is what the head says of the body.
+    pub(crate) fn enter(&self, target: &Target, bytes: usize) -> Result<Place, PredictError> {
+        let core = &*self.core;
+        let enter = core.admission.enter_with(bytes);
+        let mut place = enter.map_err(|limit| self.overloaded(limit, Duration::ZERO))?;
+        let table = core.table.snapshot();
+        let model = route::model(table.as_deref(), target)?;
+        let refused = match place.join(&model.places) {
+            Ok(()) => self.refused_wait(model, target)?.map(Limit::Wait),
+            Err(limit) => Some(limit),
+        };
+        match refused {
+            None => Ok(place),
+            Some(Limit::Wait(wait)) => Err(self.overloaded(Limit::Wait(wait), wait).into()),
+            Some(limit) => Err(self.overloaded(limit, Duration::ZERO).into()),
+        }
+    }
+
+    /// How long the pool's line is, where that is too long.
+    fn refused_wait(
+        &self,
+        model: &ServedModel,
+        target: &Target,
+    ) -> Result<Option<Duration>, RouteError> {
+        let version = route::named_or_champion(model, target)?;
+        if version.cost.is_in_place(1) {
+            return Ok(None);
+        }
+        let most = self.core.limits.deadline;
+        let deadline = model.deadline.map_or(most, |deadline| deadline.min(most));
+        Ok(self.core.pool.refuses(version, deadline, Instant::now()))
+    }
+
+    /// A refusal that asks to come again when what waits is done, each caller at another time.
+    fn overloaded(&self, limit: Limit, wait: Duration) -> Overloaded {
+        let mut random = self.random.lock().unwrap_or_else(PoisonError::into_inner);
+        Overloaded {
+            limit,
+            retry_after: wait.max(RETRY_MIN).mul_f64(random.random_range(1.0..2.0)),
         }
     }
 
@@ -128,6 +174,9 @@ pub(crate) async fn predict<W: Wire>(
         binary_outputs: request.binary_outputs,
     };
     let route = route(table.as_deref(), &call.target, asked.key())?;
+    admitted
+        .join(&route.model.places)
+        .map_err(|limit| desk.overloaded(limit, Duration::ZERO))?;
     admitted.tighten(route.model.deadline);
     check_outputs(&route, &asked.outputs)?;
 
@@ -137,6 +186,7 @@ pub(crate) async fn predict<W: Wire>(
 
     let runner = Runner {
         seat: desk.seat,
+        pool: &core.pool,
         reader,
         admitted: &admitted,
         metrics: &core.metrics,
@@ -149,6 +199,7 @@ pub(crate) async fn predict<W: Wire>(
     }
     let mut answered = ran?;
 
+    probe(core, &mut answered, &inputs, &asked);
     let status = feature_status(&answered, &inputs);
     if !asked.probe {
         record(core, &route, &mut answered, &inputs, &asked);
@@ -195,6 +246,20 @@ impl Asked {
     }
 }
 
+/// Hands a copy of the request to the versions whose breakers want to be tried.
+fn probe(core: &Core, answered: &mut Answered, inputs: &Arc<Inputs>, asked: &Asked) {
+    if !answered.probes.is_empty() {
+        core.shadows.push(ShadowJob {
+            versions: Vec::new(),
+            probes: std::mem::take(&mut answered.probes),
+            inputs: Arc::clone(inputs),
+            prediction: asked.prediction,
+            request_id: None,
+            at_ms: asked.at_ms,
+        });
+    }
+}
+
 /// Hands the answer to the recorder and a copy of the request to the shadows; neither is waited for.
 fn record(
     core: &Core,
@@ -222,6 +287,7 @@ fn record(
     if routed && !route.model.shadows.is_empty() {
         core.shadows.push(ShadowJob {
             versions: route.model.shadows.clone(),
+            probes: Vec::new(),
             inputs: Arc::clone(inputs),
             prediction: asked.prediction,
             request_id: asked.id.clone(),

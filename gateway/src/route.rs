@@ -143,7 +143,27 @@ fn point(salt: &[u8], key: &[u8]) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        /// The split takes keys below its share, so a larger share keeps those of a smaller one.
+        #[test]
+        fn keys_only_move_towards_a_growing_challenger(
+            salt in ".{0,20}",
+            keys in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..24), 1..50),
+            shares in (0.0..=1.0, 0.0..=1.0),
+        ) {
+            let (less, more) = (f64::min(shares.0, shares.1), f64::max(shares.0, shares.1));
+            for key in keys {
+                let at = point(salt.as_bytes(), &key);
+                prop_assert_eq!(at, point(salt.as_bytes(), &key));
+                prop_assert!((0.0..1.0).contains(&at));
+                prop_assert!(at >= less || at < more);
+            }
+        }
+    }
 
     #[test]
     fn points_are_spread_and_depend_on_the_salt() {

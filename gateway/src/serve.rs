@@ -1,19 +1,19 @@
 //! `loopgate serve`: puts the process together, waits for its end, and takes it apart in order.
 //!
-//! Threads: one per serving core, the recorder, the shadow worker, and this one, which runs what is
-//! not on the request path. Nothing of the request path is made after the listener is bound.
+//! Threads: one per serving core, the pool's workers, the recorder, the shadow worker, and this one,
+//! which runs what is not on the request path. Nothing of the request path is made after the listener is bound.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use featurestore::{Definitions, FeatureStore, StoreOptions};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::access::{Gate, KeyWatch};
-use crate::admission::Admission;
+use crate::admission::{Admission, InFlight};
 use crate::clock::Clock;
 use crate::config::{FileModel, Limits, Security, ServeConfig, ServeRules};
 use crate::control::{ControlOptions, ControlThread};
@@ -22,6 +22,7 @@ use crate::grpc::GrpcThread;
 use crate::listener::{self, Connections, DataPlane};
 use crate::metrics::{AccessMetrics, Metrics, Sampled, TlsMetrics};
 use crate::page::Page;
+use crate::pool::{Pool, PoolOptions};
 use crate::predict::Desk;
 use crate::prepare::{Blueprint, prepare};
 use crate::recorder::{Recorder, RecorderGone, RecorderOptions};
@@ -48,6 +49,7 @@ pub(crate) struct Core {
     pub admission: Arc<Admission>,
     /// Events and labels have places of their own: a flood of them sheds no prediction.
     pub ingest_admission: Arc<Admission>,
+    pub pool: Pool,
     pub recorder: Recorder,
     pub shadows: Shadows,
     pub store: Option<FeatureStore>,
@@ -105,16 +107,21 @@ impl Core {
     /// The page that Prometheus reads.
     pub(crate) fn metrics_page(&self) -> String {
         self.metrics.connections.set(self.connections.open() as f64);
+        if let Some(table) = self.table.held() {
+            self.metrics.costs(&table);
+        }
         self.metrics.render(Sampled {
             in_flight: self.admission.in_flight(),
             recorder_queue: self.recorder.waiting(),
             shadow_queue: self.shadows.waiting(),
+            pool_queue: self.pool.waiting(),
         })
     }
 }
 
 /// The threads behind the request path.
 pub(crate) struct Backstage {
+    pool: Vec<JoinHandle<()>>,
     recorder: JoinHandle<()>,
     shadows: JoinHandle<()>,
 }
@@ -125,7 +132,7 @@ pub(crate) struct Backstage {
 /// When the configuration cannot be served; once it serves, only a failed seal.
 pub(crate) fn run(config: &ServeConfig) -> Result<()> {
     let threads = config.serving_threads.get();
-    let seats = Seats::new(threads);
+    let seats = config.seats();
     let metrics = Arc::new(Metrics::install()?);
     // Before anything reads the files: what changes from here on is seen.
     let watch = Watch::new(&config.security);
@@ -198,7 +205,7 @@ pub(crate) fn assemble(
     let tls = tls.transpose()?;
     let store = open_store(config)?;
     let clock = Clock::new(config.clock);
-    let (table, publisher) = LiveTable::new();
+    let (table, publisher) = LiveTable::new()?;
     let (recorder, recorder_thread) = Recorder::start(RecorderOptions {
         queue_max: config.limits.recorder_queue_max,
         store: store.clone(),
@@ -208,10 +215,16 @@ pub(crate) fn assemble(
     let (shadows, shadow_thread) = Shadows::start(ShadowOptions {
         queue_max: config.limits.shadow_queue_max,
         rows_max: config.limits.rows_max,
+        run_max: config.limits.deadline,
         store: store.clone(),
         wait_when_full: clock.is_replay(),
         seat: seats.shadow(),
         recorder: recorder.clone(),
+        metrics: Arc::clone(&metrics),
+    })?;
+    let (pool, pool_threads) = Pool::start(PoolOptions {
+        seats: seats.pool(),
+        queue_max: config.limits.pool_queue_max,
         metrics: Arc::clone(&metrics),
     })?;
     let core = Arc::new(Core {
@@ -220,8 +233,12 @@ pub(crate) fn assemble(
         limits: config.limits,
         gate,
         tls,
-        admission: Admission::new(config.limits.in_flight_max),
-        ingest_admission: Admission::new(config.limits.ingest_in_flight_max),
+        admission: Admission::new(config.limits.in_flight),
+        ingest_admission: Admission::new(InFlight {
+            requests: config.limits.ingest_in_flight_max,
+            ..InFlight::default()
+        }),
+        pool,
         recorder,
         shadows,
         store,
@@ -231,6 +248,7 @@ pub(crate) fn assemble(
         draining: AtomicBool::new(false),
     });
     let backstage = Backstage {
+        pool: pool_threads,
         recorder: recorder_thread,
         shadows: shadow_thread,
     };
@@ -369,6 +387,8 @@ async fn until_told_to_stop(mut signals: Signals, core: &Core, page: Page, mut w
 
 /// Writes what the requests left behind: shadows, then records, then the sealed log.
 pub(crate) fn close(core: &Core, backstage: Backstage) -> Result<()> {
+    core.pool.stop();
+    join_workers(backstage.pool);
     core.shadows.stop();
     if backstage.shadows.join().is_err() {
         tracing::error!("the shadow worker panicked");
@@ -386,4 +406,20 @@ pub(crate) fn close(core: &Core, backstage: Backstage) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// A worker whose run does not end is left behind: the process ends without it.
+fn join_workers(workers: Vec<JoinHandle<()>>) {
+    const WAIT: Duration = Duration::from_secs(5);
+    let stopped = Instant::now();
+    for worker in workers {
+        while !worker.is_finished() && stopped.elapsed() < WAIT {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        if !worker.is_finished() {
+            tracing::warn!("a worker of the pool is left in its run");
+        } else if worker.join().is_err() {
+            tracing::error!("a worker of the pool panicked");
+        }
+    }
 }

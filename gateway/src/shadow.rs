@@ -7,14 +7,16 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, TrySendError, bounded};
+use engine::Tensor;
 use featurestore::{FeatureStore, Role};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use crate::execute::{score, scores};
+use crate::breaker::Run;
+use crate::execute::{is_finite, score, scores};
 use crate::features::{Bound, Inputs, Reader};
 use crate::metrics::Metrics;
 use crate::recorder::{FeatureSource, Recorder, RecorderGone, Served};
@@ -29,6 +31,8 @@ const STOP_WAIT: Duration = Duration::from_secs(5);
 /// An answered request that shadows are to score.
 pub(crate) struct ShadowJob {
     pub versions: Vec<Arc<LoadedVersion>>,
+    /// Versions with an open breaker: they are run to see whether they work again, and not recorded.
+    pub probes: Vec<Arc<LoadedVersion>>,
     pub inputs: Arc<Inputs>,
     pub prediction: Uuid,
     pub request_id: Option<Box<str>>,
@@ -46,6 +50,8 @@ pub(crate) struct ShadowOptions {
     pub queue_max: usize,
     /// Rows of one request.
     pub rows_max: usize,
+    /// The longest that one run may take.
+    pub run_max: Duration,
     pub store: Option<FeatureStore>,
     /// Replay mode: a full queue waits instead of dropping.
     pub wait_when_full: bool,
@@ -132,6 +138,13 @@ fn work(jobs: &Receiver<Message>, options: &ShadowOptions) {
                 for version in &job.versions {
                     shadow(&job, version, options);
                 }
+                for version in &job.probes {
+                    let run = match scored(&job, version, options) {
+                        Ok((outputs, _)) if outputs.iter().all(is_finite) => Run::Succeeded,
+                        Ok(_) | Err(_) => Run::Failed,
+                    };
+                    version.breaker.probed(Instant::now(), Some(run));
+                }
             }
             // An asker that went away needs no answer.
             Message::Settle(done) => drop(done.send(())),
@@ -140,22 +153,31 @@ fn work(jobs: &Receiver<Message>, options: &ShadowOptions) {
     }
 }
 
-fn shadow(job: &ShadowJob, version: &Arc<LoadedVersion>, options: &ShadowOptions) {
+/// Scores a copy of the request.
+fn scored(
+    job: &ShadowJob,
+    version: &LoadedVersion,
+    options: &ShadowOptions,
+) -> Result<(Vec<Tensor>, FeatureSource), String> {
     let reader = Reader {
         store: options.store.as_ref(),
         rows_max: options.rows_max,
         at_ms: job.at_ms,
     };
-    let scored = match reader.bind(&job.inputs, version) {
-        Ok(Bound::Shared(tensors)) => score(version, options.seat, tensors)
+    let until = Some(Instant::now() + options.run_max);
+    match reader.bind(&job.inputs, version) {
+        Ok(Bound::Shared(tensors)) => score(version, options.seat, tensors, until)
             .map(|outputs| (outputs, FeatureSource::Answer))
             .map_err(|failure| failure.to_string()),
-        Ok(Bound::Own(tensors, features)) => score(version, options.seat, &tensors)
+        Ok(Bound::Own(tensors, features)) => score(version, options.seat, &tensors, until)
             .map(|outputs| (outputs, FeatureSource::Own(features)))
             .map_err(|failure| failure.to_string()),
         Err(error) => Err(error.to_string()),
-    };
-    match scored {
+    }
+}
+
+fn shadow(job: &ShadowJob, version: &LoadedVersion, options: &ShadowOptions) {
+    match scored(job, version, options) {
         Ok((outputs, source)) => options.recorder.push(Served {
             prediction: job.prediction,
             request_id: job.request_id.clone(),

@@ -2,7 +2,7 @@
 //!
 //! Readers take one snapshot and keep it to their end, so model, signature, service and version
 //! belong together. *Prepare* (loading versions) may fail and happens elsewhere; *publish* is one
-//! pointer store and cannot. A replaced table is let go by the publisher and never by a request.
+//! pointer store and cannot. A replaced table is let go by the reaper and never by a request.
 
 mod index;
 mod statistics;
@@ -14,8 +14,10 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwapOption, Guard};
 
+use crate::admission::Admission;
 use crate::config::{Alias, ServeRules};
 use crate::metrics::Metrics;
+use crate::reaper::{Reaper, Retired};
 
 pub(crate) use statistics::{Leaf, Timed, Totals};
 pub(crate) use version::{BindError, LoadedVersion, NewVersion, RunFailure, Seat, Seats};
@@ -52,6 +54,8 @@ pub(crate) struct ServedModel {
     pub shadows: Vec<Arc<LoadedVersion>>,
     /// The longest that a request may take.
     pub deadline: Option<Duration>,
+    /// Its requests in flight, whatever the table.
+    pub places: Arc<Admission>,
 }
 
 /// A share of the requests for another version than the champion.
@@ -98,6 +102,7 @@ impl ModelTable {
                     constant: parts.rules.constant,
                     shadows: ways.shadows,
                     deadline: parts.rules.deadline,
+                    places: Admission::new(parts.rules.in_flight),
                 };
                 (parts.name, model)
             })
@@ -111,6 +116,21 @@ impl ModelTable {
 
     pub(crate) fn models(&self) -> impl Iterator<Item = &ServedModel> {
         self.models.values()
+    }
+
+    pub(crate) fn holds(&self, version: &Arc<LoadedVersion>) -> bool {
+        let of_model = self.models.get(&version.model);
+        let same = of_model.and_then(|model| model.versions.get(&version.version));
+        same.is_some_and(|same| Arc::ptr_eq(same, version))
+    }
+
+    /// Takes over what outlives a table: the places of each model's requests in flight.
+    fn succeed(&mut self, before: &Self) {
+        for (name, model) in &mut self.models {
+            if let Some(before) = before.models.get(name) {
+                model.places = Arc::clone(&before.places);
+            }
+        }
     }
 
     /// Whether every model has a version that answers.
@@ -177,13 +197,16 @@ pub(crate) struct LiveTable(ArcSwapOption<ModelTable>);
 
 impl LiveTable {
     /// Nothing is served until the first publication.
-    pub(crate) fn new() -> (Arc<Self>, Publisher) {
+    ///
+    /// # Errors
+    /// When the thread cannot be made that replaced tables are dropped on.
+    pub(crate) fn new() -> std::io::Result<(Arc<Self>, Publisher)> {
         let live = Arc::new(Self(ArcSwapOption::empty()));
         let publisher = Publisher {
             live: Arc::clone(&live),
-            retired: Vec::new(),
+            reaper: Reaper::start(Arc::clone(&live))?,
         };
-        (live, publisher)
+        Ok((live, publisher))
     }
 
     /// The table at this moment. Not to be held across an await: a guard occupies one of the
@@ -208,21 +231,25 @@ impl LiveTable {
 /// The one who replaces the table.
 pub(crate) struct Publisher {
     live: Arc<LiveTable>,
-    retired: Vec<Arc<ModelTable>>,
+    reaper: Reaper,
 }
 
 impl Publisher {
     /// Puts `table` in place of the one that is served: infallible, one pointer store.
-    pub(crate) fn publish(&mut self, table: ModelTable, metrics: &Metrics) {
+    pub(crate) fn publish(&mut self, mut table: ModelTable, metrics: &Metrics) {
+        if let Some(before) = self.live.held() {
+            table.succeed(&before);
+        }
         let table = Arc::new(table);
         let before = self.live.0.swap(Some(Arc::clone(&table)));
         metrics.published(&table, before.as_deref());
-        self.retired.extend(before);
-        self.sweep();
+        if let Some(before) = before {
+            self.reaper.retire(Retired::Table(before));
+        }
     }
 
-    /// Drops the replaced tables that no request holds any more, here and not on a serving thread.
-    pub(crate) fn sweep(&mut self) {
-        self.retired.retain(|table| Arc::strong_count(table) > 1);
+    /// Lets go of a version that no published table needs.
+    pub(crate) fn retire(&self, version: Arc<LoadedVersion>) {
+        self.reaper.retire(Retired::Version(version));
     }
 }

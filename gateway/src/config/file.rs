@@ -13,6 +13,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use super::{Limits, ModelConfig, ServeRules};
+use crate::admission::InFlight;
 use crate::clock::ClockMode;
 use crate::prepare::TrialLimits;
 
@@ -131,6 +132,17 @@ pub(super) struct ServingFile {
     pub threads: Option<NonZeroUsize>,
     /// Predictions in flight; beyond it 429. Default 1024.
     pub in_flight_max: NonZeroUsize,
+    /// Bytes of their bodies; beyond it 429. Default 256 MiB.
+    pub in_flight_bytes_max: NonZeroUsize,
+    /// Microseconds that a run on a serving thread may be expected to take; dearer ones go to the
+    /// pool. Default 100.
+    pub in_place_us: u64,
+    /// Threads of the pool. Default one per core.
+    pub pool_threads: Option<NonZeroUsize>,
+    /// Predictions that may wait in the pool for one version; beyond it 429. Default 512.
+    pub pool_queue_max: NonZeroUsize,
+    /// Rows of one batch in the pool; 1 turns batching off. Default 64.
+    pub batch_rows_max: NonZeroUsize,
     /// Milliseconds that a prediction may take. Default 1,000.
     pub deadline_ms: NonZeroU64,
     /// Rows of one request, of one batch of events or of labels. Default 10,000.
@@ -147,6 +159,11 @@ impl Default for ServingFile {
         Self {
             threads: None,
             in_flight_max: size(1024),
+            in_flight_bytes_max: size(256 << 20),
+            in_place_us: 100,
+            pool_threads: None,
+            pool_queue_max: size(512),
+            batch_rows_max: size(64),
             deadline_ms: nonzero(1000),
             rows_max: size(10_000),
             drain_notice_ms: 300,
@@ -293,7 +310,11 @@ impl GatewayFile {
             body_bytes_max: http.body_bytes_max.get(),
             body_timeout: duration(http.body_timeout_ms),
             write_timeout: duration(http.write_timeout_ms),
-            in_flight_max: serving.in_flight_max.get(),
+            in_flight: InFlight {
+                requests: serving.in_flight_max.get(),
+                bytes: serving.in_flight_bytes_max.get(),
+            },
+            pool_queue_max: serving.pool_queue_max.get(),
             ingest_in_flight_max: ingest.in_flight_max.get(),
             rows_max: serving.rows_max.get(),
             deadline: duration(serving.deadline_ms),
@@ -330,6 +351,10 @@ pub(super) struct ModelFile {
     pub shadow: Vec<Alias>,
     /// Milliseconds that a prediction may take, where less than `[serving] deadline_ms`.
     pub deadline_ms: Option<NonZeroU64>,
+    /// Its predictions in flight; beyond it 429. Default as many as the process takes.
+    pub in_flight_max: Option<NonZeroUsize>,
+    /// Bytes of their bodies; beyond it 429. Default as many as the process takes.
+    pub in_flight_bytes_max: Option<NonZeroUsize>,
     /// Share of the requests that the alias `challenger` answers, 0 to 1. Default 0.
     pub canary_share: ShareOfRequests,
     pub label: LabelPolicy,
@@ -361,6 +386,12 @@ impl From<ModelFile> for ModelConfig {
             shadow: file.shadow,
             deadline: file.deadline_ms.map(|ms| Duration::from_millis(ms.get())),
             canary_share: file.canary_share.0,
+            in_flight: InFlight {
+                requests: file.in_flight_max.map_or(usize::MAX, NonZeroUsize::get),
+                bytes: file
+                    .in_flight_bytes_max
+                    .map_or(usize::MAX, NonZeroUsize::get),
+            },
         };
         Self {
             service: file.service,

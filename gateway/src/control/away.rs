@@ -104,7 +104,6 @@ pub(super) async fn serve_last_good(
             }
             () = tokio::time::sleep(LOOK) => {}
         }
-        foundation.publisher.sweep();
         match reach(foundation.data(), Some(good)).await {
             Ok(registry) => {
                 tracing::info!("registry is back");

@@ -153,11 +153,6 @@ impl Fleet {
         refusals
     }
 
-    /// Lets go of the tables that no request holds any more.
-    pub(crate) fn sweep(&mut self) {
-        self.publisher.sweep();
-    }
-
     /// Compares what is intended with what is loaded, prepares what is missing and publishes when
     /// nothing is. True where it published.
     pub(crate) async fn reconcile(&mut self) -> Result<bool, ReconcileError> {
@@ -300,9 +295,11 @@ impl Fleet {
         if let Some(good) = self.last_good(generation) {
             self.unsaved = Some(good);
         }
-        // What no alias needs goes: here, on the control thread, once no request holds its table.
+        // What no alias needs goes, once no request holds its table.
         let needed: BTreeSet<Key> = keys(&self.serving).chain(self.intended()).collect();
-        self.ready.retain(|key, _| needed.contains(key));
+        for (_, gone) in self.ready.extract_if(.., |key, _| !needed.contains(key)) {
+            self.publisher.retire(gone.version);
+        }
         true
     }
 

@@ -7,7 +7,6 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use registry::{ModelName, Version};
 use tokio::sync::mpsc;
@@ -21,8 +20,6 @@ use crate::table::{CHAMPION, LoadedVersion, ModelParts, ModelTable, Publisher};
 
 /// The alias of the version before the champion.
 const FALLBACK: &str = "fallback";
-/// How often replaced tables are looked at.
-const SWEEP: Duration = Duration::from_millis(250);
 
 /// A model that is served, or was and can be again.
 struct Shelved {
@@ -88,10 +85,6 @@ impl Shelf {
                 biased;
                 () = stop.cancelled() => return,
                 Some(job) = jobs.recv() => job,
-                () = tokio::time::sleep(SWEEP) => {
-                    self.publisher.sweep();
-                    continue;
-                }
             };
             let Job { model, task, done } = job;
             let answer = tokio::select! {

@@ -1,5 +1,7 @@
 //! The one place that knows gRPC's status codes: every cause and its code.
 
+use std::time::Duration;
+
 use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 use tonic::{Code, Status};
 
@@ -14,7 +16,8 @@ pub(super) fn of_predict(error: &PredictError) -> Status {
     let message = error.to_string();
     match error {
         PredictError::Route(error) => of_route(error),
-        PredictError::Overloaded(error) => shed(error),
+        PredictError::Overloaded(error)
+        | PredictError::Execute(ExecuteError::Overloaded(error)) => shed(error),
         PredictError::Decode(DecodeError::Parameter(error)) if error.unimplemented => {
             Status::unimplemented(message)
         }
@@ -28,7 +31,9 @@ pub(super) fn of_predict(error: &PredictError) -> Status {
         PredictError::Deadline(_) | PredictError::Execute(ExecuteError::Deadline(_)) => {
             Status::deadline_exceeded(message)
         }
-        PredictError::Execute(ExecuteError::Features) => Status::unavailable(message),
+        PredictError::Execute(ExecuteError::Features | ExecuteError::Broken { .. }) => {
+            Status::unavailable(message)
+        }
         PredictError::Execute(ExecuteError::Failed { .. }) => Status::internal(message),
     }
 }
@@ -53,24 +58,23 @@ pub(super) fn denied(denied: Denied) -> Status {
     match denied {
         Denied::NoKey | Denied::Unknown => Status::unauthenticated(message),
         Denied::Scope(_) => Status::permission_denied(message),
-        Denied::Rate { retry_after_s } => come_again(message, retry_after_s),
+        Denied::Rate { retry_after_s } => come_again(message, Duration::from_secs(retry_after_s)),
     }
 }
 
 /// Refused for want of a place. It is not `UNAVAILABLE`, which clients retry by themselves at once;
 /// the trailers say when to come again, the second in the words of gRPC's own retry policy.
 pub(super) fn shed(error: &Overloaded) -> Status {
-    come_again(error.to_string(), RETRY_AFTER_S)
+    come_again(error.to_string(), error.retry_after)
 }
 
-fn come_again(message: String, after_s: u64) -> Status {
+fn come_again(message: String, after: Duration) -> Status {
     let mut trailers = MetadataMap::new();
     let number = |number: u64| MetadataValue::<Ascii>::from(number);
-    trailers.insert("retry-after", number(after_s));
-    trailers.insert(
-        "grpc-retry-pushback-ms",
-        number(after_s.saturating_mul(1000)),
-    );
+    let ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
+    let seconds = ms.div_ceil(1000).max(RETRY_AFTER_S);
+    trailers.insert("retry-after", number(seconds));
+    trailers.insert("grpc-retry-pushback-ms", number(ms.max(1)));
     Status::with_metadata(Code::ResourceExhausted, message, trailers)
 }
 

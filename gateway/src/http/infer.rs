@@ -6,6 +6,7 @@
 
 use bytes::Bytes;
 use engine::TensorSpec;
+use hyper::body::{Body, Incoming};
 use hyper::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 
 use super::status::Refusal;
@@ -26,7 +27,7 @@ pub(super) async fn infer(
     received: Received<'_>,
 ) -> Result<Answer, Refusal> {
     let core = &*desk.core;
-    let place = core.admission.enter()?;
+    let mut place = desk.enter(&target, bytes_said(&received.body))?;
     let headers = received.headers;
     let at_ms = request_ms(core, headers)?;
     let form = Form::of(core, &target, headers)?;
@@ -34,6 +35,7 @@ pub(super) async fn infer(
         .get(RECORD_HEADER)
         .is_some_and(|value| value == "false");
     let body = body::read(headers, received.body, &core.limits).await?;
+    place.hold(body.len())?;
     let call = Call {
         target,
         place,
@@ -43,6 +45,13 @@ pub(super) async fn infer(
     };
     let wire = Http { body: &body, form };
     Ok(answer(predict(desk, call, wire).await?))
+}
+
+/// The bytes that a body is counted with until it is read: those that its head says, else a guess.
+fn bytes_said(body: &Incoming) -> usize {
+    const GUESS: usize = 64 << 10;
+    let said = body.size_hint().exact();
+    said.map_or(GUESS, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX))
 }
 
 fn answer(encoded: Encoded) -> Answer {

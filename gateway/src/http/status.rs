@@ -2,6 +2,8 @@
 //!
 //! A body is always `{"error": …}`: a sentence for the caller, without paths or internals.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{
@@ -14,7 +16,7 @@ use serde_json::json;
 use super::body::BodyError;
 use super::encoding::{self, CodingError};
 use crate::access::{CHALLENGE, Denied};
-use crate::admission::{Overloaded, RETRY_AFTER_S};
+use crate::admission::{Limit, Overloaded, RETRY_AFTER_S};
 use crate::execute::ExecuteError;
 use crate::ingest::IngestRefusal;
 use crate::metrics::Outcome;
@@ -24,12 +26,17 @@ use crate::repository::RepositoryError;
 use crate::route::RouteError;
 use crate::routing::Unrouted;
 
+/// As `Retry-After`, whose unit is the second, in milliseconds.
+const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
+
 /// Why a request gets no answer.
 #[derive(Debug)]
 pub(crate) struct Refusal {
     status: StatusCode,
     message: String,
     header: Option<(HeaderName, HeaderValue)>,
+    /// Milliseconds, for callers that can wait for less than a second.
+    retry_after_ms: Option<u64>,
     /// The rest of the request is not read, so nothing may follow it.
     close: bool,
 }
@@ -40,6 +47,7 @@ impl Refusal {
             status,
             message: message.into(),
             header: None,
+            retry_after_ms: None,
             close: false,
         }
     }
@@ -52,6 +60,13 @@ impl Refusal {
     fn retry_after(mut self, seconds: u64) -> Self {
         self.header = Some((RETRY_AFTER, seconds.into()));
         self
+    }
+
+    fn retry_in(self, wait: Duration) -> Self {
+        let ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        let mut refusal = self.retry_after(ms.div_ceil(1000).max(RETRY_AFTER_S));
+        refusal.retry_after_ms = Some(ms.max(1));
+        refusal
     }
 
     pub(super) fn no_such_path() -> Self {
@@ -106,6 +121,9 @@ impl Refusal {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if let Some((name, value)) = self.header {
             headers.insert(name, value);
+        }
+        if let Some(ms) = self.retry_after_ms {
+            headers.insert(RETRY_AFTER_MS, ms.into());
         }
         if self.close {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
@@ -177,7 +195,13 @@ impl From<BodyError> for Refusal {
 
 impl From<Overloaded> for Refusal {
     fn from(error: Overloaded) -> Self {
-        Self::new(StatusCode::TOO_MANY_REQUESTS, error.to_string()).retry_after(RETRY_AFTER_S)
+        Self::new(StatusCode::TOO_MANY_REQUESTS, error.to_string()).retry_in(error.retry_after)
+    }
+}
+
+impl From<Limit> for Refusal {
+    fn from(limit: Limit) -> Self {
+        Overloaded::from(limit).into()
     }
 }
 
@@ -215,6 +239,10 @@ impl From<PredictError> for Refusal {
             }
             PredictError::Deadline(_) | PredictError::Execute(ExecuteError::Deadline(_)) => {
                 Self::new(StatusCode::GATEWAY_TIMEOUT, message)
+            }
+            PredictError::Execute(ExecuteError::Overloaded(error)) => error.into(),
+            PredictError::Execute(ExecuteError::Broken { retry_after, .. }) => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, message).retry_in(retry_after)
             }
             PredictError::Execute(ExecuteError::Features) => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, message).retry_after(RETRY_AFTER_S)

@@ -494,3 +494,27 @@ fn a_split_is_sticky_and_its_answers_are_the_challengers() {
     );
     bench.end();
 }
+
+#[test]
+fn a_version_is_let_go_once_no_table_and_no_request_holds_it() {
+    let mut bench = Bench::new(&[("m", "service = \"plain\"")]);
+    let one = Made(1, "plain", &[1.0], 0.0);
+    bench.publish(&[("m", &[one], &[("champion", 1)])]);
+    let table = bench.desk.core.table.held().unwrap();
+    let version = Arc::downgrade(&table.model("m").unwrap().versions[&1]);
+    bench.publish(&[("m", &[Made(2, "plain", &[2.0], 0.0)], &[("champion", 2)])]);
+    assert!(
+        version.upgrade().is_some(),
+        "a request still holds its table"
+    );
+    drop(table);
+    let began = Instant::now();
+    while version.strong_count() > 0 {
+        assert!(
+            began.elapsed() < Duration::from_secs(60),
+            "it is never dropped"
+        );
+        std::thread::yield_now();
+    }
+    bench.end();
+}

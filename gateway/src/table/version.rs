@@ -2,6 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use engine::{
     DataType, LoadError, Model, ParityReport, RunError, Session, Signature, Tensor, TensorSpec,
@@ -9,6 +10,13 @@ use engine::{
 use featurestore::{FieldType, Service};
 
 use super::statistics::Statistics;
+use crate::batcher::is_rowwise;
+use crate::breaker::Breaker;
+use crate::cost::CostModel;
+use crate::pool::Backlog;
+
+/// Of so many cheap runs in place one is timed, once the cost is known.
+const TIMED_EVERY: u32 = 8;
 
 /// Which session of each version a thread runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,16 +28,27 @@ impl Seat {
     }
 }
 
-/// How many threads run models.
+/// Who runs models, and what one run may hold.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Seats {
-    serving: usize,
+    pub serving: usize,
+    /// Workers of the pool.
+    pub pool: usize,
+    /// What a serving thread may spend on one run; dearer ones go to the pool.
+    pub in_place: Duration,
+    /// Rows of one batch.
+    pub batch_rows: usize,
 }
 
 impl Seats {
-    /// One seat for each serving thread, one for the shadow worker, one for gRPC's runtime.
+    /// As many workers as serving threads, and the defaults of the configuration.
     pub(crate) fn new(serving: usize) -> Self {
-        Self { serving }
+        Self {
+            serving,
+            pool: serving,
+            in_place: Duration::from_micros(100),
+            batch_rows: 64,
+        }
     }
 
     pub(crate) fn serving(self, thread: usize) -> Seat {
@@ -44,13 +63,18 @@ impl Seats {
         Seat(self.serving + 1)
     }
 
+    /// The seats of the pool's workers.
+    pub(crate) fn pool(self) -> Vec<Seat> {
+        (0..self.pool).map(|k| Seat(self.serving + 2 + k)).collect()
+    }
+
     /// Every seat.
     pub(crate) fn all(self) -> impl Iterator<Item = Seat> {
         (0..self.count()).map(Seat)
     }
 
     fn count(self) -> usize {
-        self.serving + 2
+        self.serving + 2 + self.pool
     }
 }
 
@@ -83,9 +107,22 @@ pub(crate) struct LoadedVersion {
     /// What callers send and get: with a service its request fields, else the model's own inputs.
     pub public: Signature,
     pub statistics: Statistics,
+    /// What its runs take.
+    pub cost: CostModel,
+    /// What waits for it in the pool.
+    pub backlog: Backlog,
+    pub breaker: Breaker,
+    /// Rows of one batch; 1 where requests cannot share a run.
+    batch_rows: usize,
     /// One for each seat. A thread uses its own seat only, so no lock is ever waited for; the mutex
     /// is what lends `&mut` through the shared table.
-    sessions: Box<[Mutex<Session>]>,
+    sessions: Box<[Mutex<Seated>]>,
+}
+
+/// A session and the runs that it has done.
+struct Seated {
+    session: Session,
+    runs: u32,
 }
 
 /// Why a model cannot serve.
@@ -119,10 +156,12 @@ impl LoadedVersion {
             Some(service) => public_signature(service, new.engine.signature())?,
             None => new.engine.signature().clone(),
         };
-        let sessions = (0..seats.count())
-            .map(|_| new.engine.session().map(Mutex::new))
-            .collect::<Result<_, _>>()?;
-        Ok(Self {
+        let seated = |_| {
+            let session = new.engine.session()?;
+            Ok::<_, LoadError>(Mutex::new(Seated { session, runs: 0 }))
+        };
+        let sessions = (0..seats.count()).map(seated).collect::<Result<_, _>>()?;
+        let mut version = Self {
             label: new.version.to_string().into(),
             service_id: new.service.as_ref().map(|service| service.id().into()),
             model: new.model,
@@ -133,21 +172,63 @@ impl LoadedVersion {
             rows_max: new.rows_max,
             public,
             statistics: Statistics::new(seats.count()),
+            cost: CostModel::new(seats.in_place),
+            backlog: Backlog::default(),
+            breaker: Breaker::default(),
+            batch_rows: 1,
             sessions,
-        })
+        };
+        let run = |inputs: &[Tensor]| version.run(seats.shadow(), inputs).ok();
+        if is_rowwise(version.engine.signature(), run) {
+            version.batch_rows = seats.batch_rows;
+        }
+        Ok(version)
     }
 
-    /// Runs in place, with this thread's session. A panic of the engine is an error like another:
-    /// its session is replaced, since its state is unknown.
+    /// The rows that these inputs hold; 1 where no axis says.
+    pub(crate) fn rows(&self, inputs: &[Tensor]) -> usize {
+        self.engine.signature().rows(inputs).unwrap_or(1)
+    }
+
+    /// The most rows that requests may share a run with; 1 where they cannot.
+    pub(crate) fn batch_rows(&self) -> usize {
+        self.batch_rows
+    }
+
+    /// [`LoadedVersion::run_until`], however long it takes.
     pub(crate) fn run(&self, seat: Seat, inputs: &[Tensor]) -> Result<Vec<Tensor>, RunFailure> {
-        let mut session = self.sessions[seat.0]
+        self.run_until(seat, inputs, None)
+    }
+
+    /// Runs on this thread, with its own session, and learns what it took; a run of ONNX Runtime is
+    /// stopped at `until`. A panic of the engine is
+    /// an error like another: its session is replaced, since its state is unknown.
+    pub(crate) fn run_until(
+        &self,
+        seat: Seat,
+        inputs: &[Tensor],
+        until: Option<Instant>,
+    ) -> Result<Vec<Tensor>, RunFailure> {
+        let mut seated = self.sessions[seat.0]
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        match catch_unwind(AssertUnwindSafe(|| session.run(inputs))) {
-            Ok(outputs) => Ok(outputs?),
+        let rows = self.rows(inputs);
+        seated.runs = seated.runs.wrapping_add(1);
+        let is_timed = seated.runs.is_multiple_of(TIMED_EVERY)
+            || self.cost.is_young()
+            || !self.cost.is_in_place(rows);
+        let began = is_timed.then(Instant::now);
+        match catch_unwind(AssertUnwindSafe(|| seated.session.run_until(inputs, until))) {
+            Ok(outputs) => {
+                let outputs = outputs?;
+                if let Some(began) = began {
+                    self.cost.observe(rows, began.elapsed());
+                }
+                Ok(outputs)
+            }
             Err(_) => {
                 if let Ok(fresh) = self.engine.session() {
-                    *session = fresh;
+                    seated.session = fresh;
                 }
                 Err(RunFailure::Panicked)
             }

@@ -3,6 +3,7 @@
 
 mod admin;
 mod conformance;
+mod dear;
 mod grpc;
 mod grpc_client;
 mod grpc_stream;
@@ -16,6 +17,7 @@ mod last_good;
 mod names;
 mod onnx;
 mod operator;
+mod overload;
 mod process;
 mod protocol;
 mod repository;
