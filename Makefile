@@ -10,7 +10,7 @@ CARGO := $(shell command -v mold >/dev/null 2>&1 && echo "mold -run cargo" || ec
 UNTIL ?= 2014-01-02
 SEED ?= 7
 
-.PHONY: demo test node-models build setup lint clean
+.PHONY: clients demo test node-models build setup lint clean
 
 demo: build
 	$(BIN)/loopgate-bench demo --loopgate $(BIN)/loopgate --trainer $(BIN)/loopgate-trainer \
@@ -31,6 +31,15 @@ test: setup
 node-models: setup
 	. deploy/setup/env.sh && LOOPGATE_ONNX_NODE_MODELS=$$(deploy/setup/node-models.sh) \
 		$(CARGO) test --release --workspace --locked --test engine -- --nocapture node_models
+
+# Real clients, real models and ONNX's own against the program: 1 GB of Python packages at first.
+CLIENTS := $(or $(LOOPGATE_CACHE),$(HOME)/.cache/loopgate)/clients
+clients: build
+	@deploy/setup/clients.sh
+	LOOPGATE=$(BIN)/loopgate LOOPGATE_PERF_ANALYZER=$(CLIENTS)/perf_analyzer \
+		LOOPGATE_MODEL_WHEELS=$(CLIENTS)/wheels LOOPGATE_OIP_OPENAPI=$(CLIENTS)/open_inference_rest.yaml \
+		LOOPGATE_NODE_MODELS=$$(deploy/setup/node-models.sh) \
+		$(CLIENTS)/venv/bin/python gateway/tests/clients/run.py
 
 build: setup
 	. deploy/setup/env.sh && $(CARGO) build --release --workspace --bins --locked

@@ -24,6 +24,9 @@ const TIME_KEY: &str = "loopgate-time-ms";
 /// `false` makes a prediction a probe: answered, not recorded.
 const RECORD_KEY: &str = "loopgate-record";
 
+/// Asks that the last answer to a request be marked, which has a meaning in streams alone; a client
+/// that knows no other sends it with every request.
+pub(super) const FINAL_ASKED: &str = "triton_enable_empty_final_response";
 /// Inputs or outputs that one request may name.
 const TENSORS_MAX: usize = 1024;
 
@@ -172,7 +175,8 @@ impl Wire for Grpc {
             outputs: outputs.into_iter().map(wanted).collect::<Result<_, _>>()?,
             ..InferRequest::default()
         };
-        for (name, parameter) in &parameters {
+        let others = parameters.iter().filter(|(name, _)| *name != FINAL_ASKED);
+        for (name, parameter) in others {
             request.apply(name, &value(name, parameter)?)?;
         }
         request.timeout = [self.timeout, request.timeout].into_iter().flatten().min();

@@ -11,14 +11,13 @@ use futures_util::stream::{self, Stream};
 use tonic::{Status, Streaming};
 
 use super::call::Server;
-use super::infer::{self, Head};
+use super::infer::{self, FINAL_ASKED, Head};
 use super::message::{
     Choice, InferParameter, ModelInferRequest, ModelInferResponse, ModelStreamInferResponse,
 };
 use super::status;
 
-/// Asks that the last answer to a request be marked; each request has one.
-const FINAL_ASKED: &str = "triton_enable_empty_final_response";
+/// Marks the last answer to a request; each request has one.
 const FINAL: &str = "triton_final_response";
 /// The end of a stream without a deadline: its connection ends long before.
 const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -70,14 +69,11 @@ impl Conversation {
         }
     }
 
-    async fn answer(&self, mut asked: ModelInferRequest) -> ModelStreamInferResponse {
+    async fn answer(&self, asked: ModelInferRequest) -> ModelStreamInferResponse {
         let arrived = Instant::now();
         let left = self.until.saturating_duration_since(arrived);
         let head = self.head.of_message(arrived, left);
-        let wants_final = asked
-            .parameters
-            .remove(FINAL_ASKED)
-            .is_some_and(|asked| is_true(&asked));
+        let wants_final = asked.parameters.get(FINAL_ASKED).is_some_and(is_true);
         let echo = ModelInferResponse {
             model_name: asked.model_name.clone(),
             model_version: asked.model_version.clone(),

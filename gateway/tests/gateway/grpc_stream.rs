@@ -113,8 +113,9 @@ fn the_final_answer_is_marked_for_who_asks() {
     };
     let name = "triton_enable_empty_final_response";
     asked.parameters.insert(name.to_owned(), yes.clone());
-    sender.blocking_send(asked).unwrap();
+    sender.blocking_send(asked.clone()).unwrap();
     sender.blocking_send(good("b", 1.0)).unwrap();
+    assert!(client.infer(asked).is_ok(), "a unary call may say it too");
     let marked = |answer: StreamResponse| {
         let response = answer.infer_response.unwrap();
         response.parameters.get("triton_final_response").cloned()
