@@ -207,7 +207,31 @@ fn has_names(found: &[Outlet], expected: &[TensorSpec]) -> bool {
 /// Errors in one line; a panic of `ort` as an error.
 fn guarded<T>(work: impl FnOnce() -> ort::Result<T>) -> Result<T, String> {
     match catch_unwind(AssertUnwindSafe(work)) {
-        Ok(result) => result.map_err(|error| error.to_string().replace('\n', " ")),
+        Ok(result) => result.map_err(|error| without_paths(&error.to_string())),
         Err(_) => Err("onnx runtime panicked on the model".to_owned()),
+    }
+}
+
+/// A message on one line, without the places in its own sources that the library names.
+fn without_paths(message: &str) -> String {
+    let words = message.split_whitespace().map(|word| {
+        word.split_once("/onnxruntime")
+            .map_or(word, |(before, _)| before)
+    });
+    let words: Vec<&str> = words.filter(|word| !word.is_empty()).collect();
+    words.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::without_paths;
+
+    #[test]
+    fn messages_tell_no_paths() {
+        let message = "Load model from memory failed:/onnxruntime_src/onnxruntime/core/graph/model.cc:145\nUnsupported IR version: 99 /onnxruntime_src/x.h:1";
+        assert_eq!(
+            without_paths(message),
+            "Load model from memory failed: Unsupported IR version: 99"
+        );
     }
 }

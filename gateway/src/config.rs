@@ -279,7 +279,13 @@ impl ServeConfig {
         };
         let settings_folder = settings.as_deref().and_then(Path::parent);
         let security = Security::new(&file, settings_folder, data.as_deref(), &listeners);
+        let local = listeners.http.ip().is_loopback() && listeners.grpc.ip().is_loopback();
         let cores = || std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+        let repository = RepositoryConfig {
+            // With keys the route asks for the admin scope.
+            load: file.repository.load || security.keys_required || local,
+            body_bytes_max: file.repository.body_bytes_max.get(),
+        };
         Ok(Self {
             listeners,
             security,
@@ -297,10 +303,7 @@ impl ServeConfig {
             files: args.model,
             engine: args.engine,
             trial: file.prepare.limits(),
-            repository: RepositoryConfig {
-                load: file.repository.load || listeners.http.ip().is_loopback(),
-                body_bytes_max: file.repository.body_bytes_max.get(),
-            },
+            repository,
             data,
             project,
         })

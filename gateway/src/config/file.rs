@@ -278,7 +278,8 @@ impl PrepareFile {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct RepositoryFile {
-    /// Whether models may be loaded through a data listener that is not on loopback. Default false.
+    /// Whether models may be loaded without a key through data listeners that are not on loopback;
+    /// where keys are required, the scope `admin` decides. Default false.
     pub load: bool,
     /// Bytes of a load request, which holds the model file in base64. Default 128 MiB.
     pub body_bytes_max: NonZeroUsize,
