@@ -320,7 +320,7 @@ impl LoadArguments {
 async fn all(bench: &Bench) -> Result<()> {
     let swap = Swap {
         phase: Duration::from_secs(20),
-        swaps: 200,
+        swaps: 60,
     };
     bench.keep(&steady::run(bench).await?)?;
     bench.keep(&overload::run(bench).await?)?;
