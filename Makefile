@@ -10,7 +10,7 @@ CARGO := $(shell command -v mold >/dev/null 2>&1 && echo "mold -run cargo" || ec
 UNTIL ?= 2014-01-02
 SEED ?= 7
 
-.PHONY: clients demo test node-models build setup lint clean
+.PHONY: bench bench-peers build clean clients demo lint node-models setup test
 
 demo: build
 	$(BIN)/loopgate-bench demo --loopgate $(BIN)/loopgate --trainer $(BIN)/loopgate-trainer \

@@ -101,13 +101,14 @@ impl Model {
     }
 
     /// Loads a checked file with every engine that takes it, compares their outputs on `samples`
-    /// and keeps the fastest of those that agree with another one. A sample is one full list of
-    /// inputs; speed is measured at the samples' batch sizes. One engine alone is kept as it is.
+    /// and keeps the fastest of those that agree with ONNX Runtime; where that does not run the
+    /// file, with another one. A sample is one full list of inputs; speed is measured at the
+    /// samples' batch sizes. One engine alone is kept as it is.
     /// Missing values in the samples count only where an operator of the file reads them (trees,
     /// `IsNaN`, `Imputer`); elsewhere they are compared as 0.
     ///
     /// # Errors
-    /// When no engine runs the file on the samples, or no two engines agree.
+    /// When no engine runs the file on the samples, or without ONNX Runtime no two engines agree.
     pub fn load_auto(
         file: &OnnxFile,
         samples: &[Vec<Tensor>],

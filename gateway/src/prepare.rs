@@ -71,6 +71,8 @@ pub(crate) enum PrepareError {
     Bind(#[from] BindError),
     #[error("a first run failed: {0}")]
     FirstRun(#[from] RunFailure),
+    #[error("it does not run on rows of its feature service")]
+    NoRun,
     #[error("its engine panicked while loading")]
     Panicked,
     #[error("not prepared within {} s", PREPARE_MAX.as_secs())]
@@ -88,6 +90,7 @@ impl PrepareError {
             | Self::Load(_)
             | Self::Bind(_)
             | Self::FirstRun(_)
+            | Self::NoRun
             | Self::Panicked => false,
         }
     }
@@ -111,6 +114,9 @@ fn load(blueprint: Blueprint, seats: Seats) -> Result<LoadedVersion, PrepareErro
             tracing::debug!(model, version = blueprint.version, %engine, reason, "engine passed over");
         }
     }
+    if !passed.runs && blueprint.service.is_some() {
+        return Err(PrepareError::NoRun);
+    }
     let file = OnnxFile::check(blueprint.bytes, &OnnxLimits::default())?;
     let new = NewVersion {
         model: blueprint.model,
@@ -121,7 +127,9 @@ fn load(blueprint: Blueprint, seats: Seats) -> Result<LoadedVersion, PrepareErro
         rows_max: blueprint.rows_max,
     };
     let loaded = LoadedVersion::new(new, seats)?;
-    warm_up(&loaded, seats, &batches(&file))?;
+    if passed.runs {
+        warm_up(&loaded, seats, &batches(&file))?;
+    }
     Ok(loaded)
 }
 
