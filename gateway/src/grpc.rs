@@ -6,6 +6,7 @@
 mod call;
 mod health;
 mod infer;
+mod load;
 mod message;
 mod method;
 mod model;

@@ -5,7 +5,7 @@
 
 use std::future::{Ready, ready};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hyper::Request;
 use hyper::body::Incoming;
@@ -23,7 +23,7 @@ use tonic_prost::ProstCodec;
 use super::infer::Head;
 use super::message::{ServerLiveRequest, ServerMetadataRequest, ServerReadyRequest};
 use super::method::{self, Method};
-use super::{health, infer, model, repository, status, stream};
+use super::{health, infer, load, model, repository, status, stream};
 use crate::predict::Desk;
 use crate::serve::Core;
 
@@ -35,7 +35,26 @@ pub(super) struct Server {
     pub stop: CancellationToken,
 }
 
-type Answer = hyper::Response<Body>;
+pub(super) type Answer = hyper::Response<Body>;
+
+/// What a call may cost.
+#[derive(Clone, Copy)]
+pub(super) struct Bounds {
+    /// Bytes of a message, as it came and as it is decompressed.
+    pub message_bytes_max: usize,
+    /// Longest wait for the message, and for its answer.
+    pub within: Duration,
+}
+
+impl Bounds {
+    /// The same as a body's over HTTP.
+    fn of(core: &Core) -> Self {
+        Self {
+            message_bytes_max: core.limits.body_bytes_max,
+            within: core.limits.body_timeout,
+        }
+    }
+}
 
 /// Answers one call, whatever happens.
 pub(super) async fn respond(server: Arc<Server>, request: Request<Incoming>) -> Answer {
@@ -81,6 +100,8 @@ pub(super) async fn respond(server: Arc<Server>, request: Request<Incoming>) -> 
         Method::RepositoryIndex => {
             at_once(core, request, |asked| Ok(repository::index(core, &asked))).await
         }
+        Method::RepositoryModelLoad => load::load(core, request).await,
+        Method::RepositoryModelUnload => load::unload(core, request).await,
         Method::HealthCheck => at_once(core, request, |asked| health::check(core, &asked)).await,
         Method::HealthWatch => {
             let statuses = |asked| health::watch(Arc::clone(&server), asked);
@@ -112,7 +133,7 @@ async fn model_infer(server: &Server, request: Request<Incoming>, arrived: Insta
             answered.map(tonic::Response::new)
         }
     };
-    unary(core, request, answer).await
+    unary(Bounds::of(core), request, answer).await
 }
 
 /// One message in, one out that needs no waiting.
@@ -123,20 +144,24 @@ where
     F: FnMut(A) -> Result<R, Status>,
 {
     let answer = |asked| ready(answer(asked).map(tonic::Response::new));
-    unary(core, request, answer).await
+    unary(Bounds::of(core), request, answer).await
 }
 
 /// One message in, one out.
-async fn unary<A, R, F, Fut>(core: &Core, request: Request<Incoming>, answer: F) -> Answer
+pub(super) async fn unary<A, R, F, Fut>(
+    bounds: Bounds,
+    request: Request<Incoming>,
+    answer: F,
+) -> Answer
 where
     A: Message + Default + Send + 'static,
     R: Message + Send + 'static,
     F: FnMut(A) -> Fut,
     Fut: Future<Output = Result<tonic::Response<R>, Status>>,
 {
-    let mut codec = codec::<A, R>(core, &request);
+    let mut codec = codec::<A, R>(bounds, &request);
     let answered = codec.unary(Answering(answer), request);
-    let answered = tokio::time::timeout(core.limits.body_timeout, answered).await;
+    let answered = tokio::time::timeout(bounds.within, answered).await;
     let late = |_| Status::deadline_exceeded("the message did not come in time").into_http();
     too_large(answered.unwrap_or_else(late))
 }
@@ -149,7 +174,7 @@ where
     F: FnMut(A) -> S,
     S: Stream<Item = Result<R, Status>> + Send + 'static,
 {
-    let mut codec = codec::<A, R>(core, &request);
+    let mut codec = codec::<A, R>(Bounds::of(core), &request);
     let answered = codec.server_streaming(Answering(answer), request);
     let answered = tokio::time::timeout(core.limits.body_timeout, answered).await;
     let late = |_| Status::deadline_exceeded("the message did not come in time").into_http();
@@ -164,11 +189,11 @@ where
     F: FnMut(Streaming<A>) -> S + Send,
     S: Stream<Item = Result<R, Status>> + Send + 'static,
 {
-    let mut codec = codec::<A, R>(core, &request);
+    let mut codec = codec::<A, R>(Bounds::of(core), &request);
     codec.streaming(Answering(answer), request).await
 }
 
-fn codec<A, R>(core: &Core, request: &Request<Incoming>) -> Codec<ProstCodec<R, A>>
+fn codec<A, R>(bounds: Bounds, request: &Request<Incoming>) -> Codec<ProstCodec<R, A>>
 where
     A: Message + Default + Send + 'static,
     R: Message + Send + 'static,
@@ -177,7 +202,7 @@ where
         .accept_compressed(CompressionEncoding::Gzip)
         .accept_compressed(CompressionEncoding::Deflate)
         // Of a message as it came and of what it is decompressed to.
-        .max_decoding_message_size(core.limits.body_bytes_max)
+        .max_decoding_message_size(bounds.message_bytes_max)
         .max_encoding_message_size(usize::MAX);
     match request
         .headers()

@@ -16,6 +16,8 @@ pub(crate) enum Method {
     ModelConfig,
     ModelStatistics,
     RepositoryIndex,
+    RepositoryModelLoad,
+    RepositoryModelUnload,
     HealthCheck,
     HealthWatch,
     Reflection,
@@ -23,6 +25,7 @@ pub(crate) enum Method {
 
 const OPEN: Access = Access::Open;
 const PREDICT: Access = Access::Scoped(Scope::Predict);
+const ADMIN: Access = Access::Scoped(Scope::Admin);
 
 /// A method's path, what it asks of its caller, and what it is.
 type Row = (&'static str, Access, Method);
@@ -40,6 +43,8 @@ pub(crate) const METHODS: &[Row] = &[
     ("/inference.GRPCInferenceService/ModelConfig", PREDICT, Method::ModelConfig),
     ("/inference.GRPCInferenceService/ModelStatistics", PREDICT, Method::ModelStatistics),
     ("/inference.GRPCInferenceService/RepositoryIndex", PREDICT, Method::RepositoryIndex),
+    ("/inference.GRPCInferenceService/RepositoryModelLoad", ADMIN, Method::RepositoryModelLoad),
+    ("/inference.GRPCInferenceService/RepositoryModelUnload", ADMIN, Method::RepositoryModelUnload),
     ("/grpc.health.v1.Health/Check", OPEN, Method::HealthCheck),
     ("/grpc.health.v1.Health/Watch", OPEN, Method::HealthWatch),
     ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", PREDICT, Method::Reflection),

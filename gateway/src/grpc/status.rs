@@ -10,6 +10,7 @@ use crate::admission::{Overloaded, RETRY_AFTER_S};
 use crate::execute::ExecuteError;
 use crate::oip::DecodeError;
 use crate::predict::PredictError;
+use crate::repository::RepositoryError;
 use crate::route::RouteError;
 
 pub(super) fn of_predict(error: &PredictError) -> Status {
@@ -45,6 +46,27 @@ pub(super) fn of_route(error: &RouteError) -> Status {
             Status::not_found(message)
         }
         RouteError::NotReady { .. } => Status::unavailable(message),
+    }
+}
+
+pub(super) fn of_repository(error: &RepositoryError) -> Status {
+    use RepositoryError as Error;
+    let message = error.to_string();
+    match error {
+        Error::Forbidden => Status::permission_denied(message),
+        Error::Busy => come_again(message, Duration::from_secs(RETRY_AFTER_S)),
+        Error::RegistryAway | Error::Stopping => Status::unavailable(message),
+        Error::Body(_)
+        | Error::NoFile(_)
+        | Error::NotLoaded(_)
+        | Error::File(_)
+        | Error::Prepare(_)
+        | Error::NotServed { .. } => Status::invalid_argument(message),
+        Error::Alias(_) => Status::aborted(message),
+        Error::Artifact(_) | Error::Register(_) | Error::Lookup(_) | Error::Database(_) => {
+            tracing::error!(error = message, "registry failed");
+            Status::internal("the registry failed")
+        }
     }
 }
 

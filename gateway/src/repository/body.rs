@@ -18,7 +18,6 @@ pub(crate) enum LoadBody {
     /// `{"parameters": {"config": …, "file:1/model.onnx": …}}`, files in base64; or nothing.
     Json(Bytes),
     /// As gRPC brings it.
-    #[expect(dead_code, reason = "until gRPC is wired to it")]
     Parameters(LoadParameters),
 }
 

@@ -8,7 +8,7 @@ import tritonclient.grpc as grpc
 import tritonclient.grpc.aio as grpc_aio
 from tritonclient.utils import InferenceServerException
 
-from gateway import affine_of
+from gateway import affine, affine_of
 
 X = np.array([[1, 2, 3, 4], [0.5, 0, -1, 2]], dtype=np.float32)
 
@@ -109,6 +109,18 @@ def test_a_stream_keeps_its_order_and_outlives_an_error(gateway):
             assert result.get_response().id == str(k)
             np.testing.assert_allclose(result.as_numpy("y"), affine_of(X + k), rtol=1e-5)
     client.stop_stream()
+
+
+def test_models_are_loaded_and_unloaded(gateway):
+    client = grpc.InferenceServerClient(gateway.grpc)
+    name = "loaded_over_grpc"
+    client.load_model(name, config='{"max_batch_size": 8}', files={"file:1/model.onnx": affine()})
+    assert client.is_model_ready(name)
+    found = client.infer(name, [tensor("x", X, "FP32")]).as_numpy("y")
+    np.testing.assert_allclose(found, affine_of(X), rtol=1e-6)
+    refused(lambda: client.load_model("broken", config="{}", files={"file:1/model.onnx": b"none"}))
+    client.unload_model(name)
+    assert not client.is_model_ready(name)
 
 
 def test_calls_at_a_time(gateway):

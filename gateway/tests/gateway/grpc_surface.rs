@@ -1,5 +1,7 @@
 //! Around the predictions: health of models, reflection, compression, limits.
 
+use std::collections::HashMap;
+
 use prost::Message;
 use tonic::codec::CompressionEncoding;
 use tonic::codegen::http::uri::PathAndQuery;
@@ -383,4 +385,70 @@ fn versions_are_counted_and_listed() {
         state: "READY".into(),
     };
     assert_eq!(listed.models, [ready("m"), ready("whole")]);
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct LoadRequest {
+    #[prost(string, tag = "2")]
+    model_name: String,
+    #[prost(map = "string, message", tag = "3")]
+    parameters: HashMap<String, RepositoryParameter>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct RepositoryParameter {
+    #[prost(string, optional, tag = "3")]
+    string: Option<String>,
+    #[prost(bytes = "vec", optional, tag = "4")]
+    bytes: Option<Vec<u8>>,
+}
+
+#[test]
+fn models_are_loaded_and_unloaded_over_grpc() {
+    let gateway = gateway();
+    let mut client = Client::of(&gateway);
+    let load = |client: &mut Client, name: &str, file: RepositoryParameter| {
+        let asked = LoadRequest {
+            model_name: "new".into(),
+            parameters: HashMap::from([(name.to_owned(), file)]),
+        };
+        client.call::<_, Empty>("/inference.GRPCInferenceService/RepositoryModelLoad", asked)
+    };
+    let file = |bytes| RepositoryParameter {
+        bytes: Some(bytes),
+        ..RepositoryParameter::default()
+    };
+    let new = || Request {
+        model_name: "new".into(),
+        ..good()
+    };
+    let text = RepositoryParameter {
+        string: Some("base64".into()),
+        ..RepositoryParameter::default()
+    };
+    for (name, wrong) in [
+        ("file:1/model.onnx", text),
+        ("file:1/model.onnx", file(vec![1; 9])),
+    ] {
+        let refused = load(&mut client, name, wrong).unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+    }
+    assert_eq!(client.infer(new()).unwrap_err().code(), Code::NotFound);
+    load(
+        &mut client,
+        "file:1/model.onnx",
+        file(affine(&[0.0, 0.0], 7.0)),
+    )
+    .unwrap();
+    assert_eq!(client.infer(new()).unwrap().raw[0], floats(&[7.0]));
+
+    let unload = LoadRequest {
+        model_name: "new".into(),
+        ..LoadRequest::default()
+    };
+    let path = "/inference.GRPCInferenceService/RepositoryModelUnload";
+    client.call::<_, Empty>(path, unload.clone()).unwrap();
+    assert_eq!(client.infer(new()).unwrap_err().code(), Code::NotFound);
+    let twice = client.call::<_, Empty>(path, unload).unwrap_err();
+    assert_eq!(twice.code(), Code::InvalidArgument, "{twice}");
 }
