@@ -28,10 +28,10 @@ enum Width<T> {
     To64(Table<u64, T, 64>),
 }
 
-/// Rows that pass at once; with 64 a compare is amortised best, with 16 a smaller batch fills it.
+/// Rows that pass at once. With fewer LLVM keeps each row in a register of its own and compares one
+/// by one: a block of 16 or 32 rows takes longer than this one of 64.
 const ROWS: usize = 64;
-const FEW_ROWS: usize = 16;
-/// Rows for which a block of [`FEW_ROWS`] costs less than their walks.
+/// Rows for which a block, filled or not, costs less than their walks.
 const ROWS_MIN: usize = 8;
 
 impl<T: Number> Masks<T> {
@@ -46,31 +46,22 @@ impl<T: Number> Masks<T> {
         })
     }
 
-    /// Adds the leaves of every tree, in the order of the trees, to the scores of the first rows;
-    /// their number. `keys` holds at most [`ROWS`] rows, `turned` is a buffer.
+    /// Adds the leaves of every tree, in the order of the trees, to the scores of all rows, where
+    /// they are enough; returns how many that are. `keys` holds at most [`ROWS`] rows, `turned` is a
+    /// buffer.
     pub(super) fn score(&self, keys: &[i32], scores: &mut [T], turned: &mut Vec<i32>) -> usize {
         let rows = scores.len() / self.width;
-        let stride = keys.len() / rows.max(1);
-        if rows == ROWS {
-            self.block::<ROWS>(keys, scores, turned);
-            return rows;
+        if rows < ROWS_MIN {
+            return 0;
         }
-        let mut done = 0;
-        while rows - done >= ROWS_MIN {
-            let count = FEW_ROWS.min(rows - done);
-            let keys = &keys[done * stride..(done + count) * stride];
-            let scores = &mut scores[done * self.width..(done + count) * self.width];
-            self.block::<FEW_ROWS>(keys, scores, turned);
-            done += count;
-        }
-        done
+        self.block(keys, scores, turned);
+        rows
     }
 
-    /// One block of at most `R` rows.
-    fn block<const R: usize>(&self, keys: &[i32], scores: &mut [T], turned: &mut Vec<i32>) {
+    fn block(&self, keys: &[i32], scores: &mut [T], turned: &mut Vec<i32>) {
         let stride = keys.len() / (scores.len() / self.width);
-        turned.resize(stride * R, 0);
-        let (turned, _) = turned.as_chunks_mut::<R>();
+        turned.resize(stride * ROWS, 0);
+        let (turned, _) = turned.as_chunks_mut::<ROWS>();
         for (row, keys) in keys.chunks_exact(stride).enumerate() {
             for (slot, &key) in turned.iter_mut().zip(keys) {
                 slot[row] = key;
@@ -186,10 +177,10 @@ impl<M: Mask, T: Number, const LEAVES: usize> Table<M, T, LEAVES> {
 
     /// Compiled once for each kind of vector: all that it calls is inlined into it.
     #[inline(always)]
-    fn block<const R: usize>(&self, keys: &[[i32; R]], scores: &mut [T], width: usize) {
+    fn block(&self, keys: &[[i32; ROWS]], scores: &mut [T], width: usize) {
         match &self.leaves {
             Leaves::Single(weights) => {
-                let mut sums = [T::default(); R];
+                let mut sums = [T::default(); ROWS];
                 for (sum, score) in sums.iter_mut().zip(scores.iter()) {
                     *sum = *score;
                 }
@@ -223,10 +214,10 @@ impl<M: Mask, T: Number, const LEAVES: usize> Table<M, T, LEAVES> {
 
     /// The leaves that each row has lost, tree after tree.
     #[inline(always)]
-    fn pass<const R: usize>(&self, keys: &[[i32; R]], mut exit: impl FnMut(&[M; R])) {
+    fn pass(&self, keys: &[[i32; ROWS]], mut exit: impl FnMut(&[M; ROWS])) {
         let mut start = 0;
         for &end in &self.ends {
-            let mut lost = [M::default(); R];
+            let mut lost = [M::default(); ROWS];
             for split in &self.splits[start..end] {
                 let keys = &keys[split.slot as usize];
                 for (lost, &key) in lost.iter_mut().zip(keys) {
