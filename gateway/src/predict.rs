@@ -15,7 +15,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, RngCore, SeedableRng};
 use uuid::{Builder, Uuid};
 
-use crate::admission::{DeadlinePassed, Limit, Overloaded, Place};
+use crate::admission::{Admitted, DeadlinePassed, Limit, Overloaded, Place};
 use crate::execute::{Answered, ExecuteError, Reason, Runner, scores};
 use crate::features::{InputError, Inputs, status_summary};
 use crate::metrics::{Laps, Phase};
@@ -113,6 +113,15 @@ impl Desk {
         }
     }
 
+    /// Takes a place with the routed model, and its deadline.
+    fn join(&self, admitted: &mut Admitted, model: &ServedModel) -> Result<(), Overloaded> {
+        admitted
+            .join(&model.places)
+            .map_err(|limit| self.overloaded(limit, Duration::ZERO))?;
+        admitted.tighten(model.deadline);
+        Ok(())
+    }
+
     /// How long the pool's line is, where that is too long.
     fn refused_wait(
         &self,
@@ -174,10 +183,7 @@ pub(crate) async fn predict<W: Wire>(
         binary_outputs: request.binary_outputs,
     };
     let route = route(table.as_deref(), &call.target, asked.key())?;
-    admitted
-        .join(&route.model.places)
-        .map_err(|limit| desk.overloaded(limit, Duration::ZERO))?;
-    admitted.tighten(route.model.deadline);
+    desk.join(&mut admitted, route.model)?;
     check_outputs(&route, &asked.outputs)?;
 
     let reader = core.reader(asked.at_ms);
