@@ -21,9 +21,9 @@ use tokio::sync::{Semaphore, oneshot};
 use crate::config::EngineChoice;
 use crate::table::{BindError, LoadedVersion, NewVersion, RunFailure, Seats};
 
-pub(crate) use trial::{CheckModelArgs, TrialLimits, check_model};
+pub(crate) use trial::{CheckModelArgs, TrialLimits, Verdicts, check_model};
 
-use trial::{TrialError, batches, try_file};
+use trial::{TrialError, batches};
 
 /// Loader threads: a start with several versions overlaps, and serving keeps most of the cores.
 const LOADERS: usize = 2;
@@ -97,14 +97,23 @@ impl PrepareError {
 }
 
 /// Tries the version in a child process, then loads, binds and warms it on the calling thread.
-pub(crate) fn prepare(blueprint: Blueprint, seats: Seats) -> Result<LoadedVersion, PrepareError> {
+/// What `verdicts` knows already is not tried again.
+pub(crate) fn prepare(
+    blueprint: Blueprint,
+    seats: Seats,
+    verdicts: &Verdicts,
+) -> Result<LoadedVersion, PrepareError> {
     // Engines of others read the file: a panic in one is a refusal, not the end of the loader.
-    let prepared = catch_unwind(AssertUnwindSafe(|| load(blueprint, seats)));
+    let prepared = catch_unwind(AssertUnwindSafe(|| load(blueprint, seats, verdicts)));
     prepared.unwrap_or(Err(PrepareError::Panicked))
 }
 
-fn load(blueprint: Blueprint, seats: Seats) -> Result<LoadedVersion, PrepareError> {
-    let passed = try_file(&blueprint.bytes, blueprint.engine, &blueprint.trial)?;
+fn load(
+    blueprint: Blueprint,
+    seats: Seats,
+    verdicts: &Verdicts,
+) -> Result<LoadedVersion, PrepareError> {
+    let passed = verdicts.on(&blueprint.bytes, blueprint.engine, &blueprint.trial)?;
     for EngineTrial {
         engine, refused, ..
     } in passed.parity.iter().flat_map(|parity| &parity.trials)
@@ -170,11 +179,12 @@ impl Loaders {
     /// prepared is of no use.
     pub(crate) fn start(seats: Seats) -> std::io::Result<Self> {
         let (orders, taken) = bounded(ORDERS_MAX);
+        let verdicts = Verdicts::default();
         for k in 0..LOADERS {
-            let taken = taken.clone();
+            let (taken, verdicts) = (taken.clone(), verdicts.clone());
             std::thread::Builder::new()
                 .name(format!("loopgate-load-{k}"))
-                .spawn(move || work(&taken, seats))?;
+                .spawn(move || work(&taken, seats, &verdicts))?;
         }
         let places = Arc::new(Semaphore::new(ORDERS_MAX));
         Ok(Self { orders, places })
@@ -199,12 +209,12 @@ impl Loaders {
     }
 }
 
-fn work(orders: &Receiver<Order>, seats: Seats) {
+fn work(orders: &Receiver<Order>, seats: Seats, verdicts: &Verdicts) {
     // Of this thread alone, whatever the call's name says. Refused only where a priority is set.
     rustix::process::setpriority_process(None, LOADER_NICE).ok();
     for Order { blueprint, done } in orders {
         // Nobody may wait any more; then the version is dropped here.
-        drop(done.send(prepare(blueprint, seats)));
+        drop(done.send(prepare(blueprint, seats, verdicts)));
     }
 }
 

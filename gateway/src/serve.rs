@@ -24,7 +24,7 @@ use crate::metrics::{AccessMetrics, Metrics, Sampled, TlsMetrics};
 use crate::page::Page;
 use crate::pool::{Pool, PoolOptions};
 use crate::predict::Desk;
-use crate::prepare::{Blueprint, prepare};
+use crate::prepare::{Blueprint, Verdicts, prepare};
 use crate::recorder::{Recorder, RecorderGone, RecorderOptions};
 use crate::repository::Repository;
 use crate::shadow::{ShadowOptions, Shadows};
@@ -313,7 +313,7 @@ fn load_file(file: &FileModel, config: &ServeConfig, seats: Seats) -> Result<Loa
         rows_max: None,
         trial: config.trial,
     };
-    prepare(blueprint, seats).with_context(from)
+    prepare(blueprint, seats, &Verdicts::default()).with_context(from)
 }
 
 /// One line on standard output, so that whoever started us knows the ports.

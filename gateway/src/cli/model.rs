@@ -11,7 +11,7 @@ use registry::{
 };
 
 use super::{Project, ProjectArgs, print_json};
-use crate::prepare::{Blueprint, prepare, service};
+use crate::prepare::{Blueprint, Verdicts, prepare, service};
 use crate::table::{LoadedVersion, Seats};
 
 const REASON: &str = "set on the command line";
@@ -247,7 +247,7 @@ fn check_file(
         rows_max: None,
         trial: project.serve.trial,
     };
-    let prepared = prepare(blueprint, Seats::new(1))
+    let prepared = prepare(blueprint, Seats::new(1), &Verdicts::default())
         .with_context(|| format!("model file {} is refused", args.file.display()))?;
     Ok((prepared, id))
 }

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::config::{EngineChoice, ServeArgs, ServeConfig};
 use crate::metrics::Metrics;
-use crate::prepare::{Blueprint, prepare};
+use crate::prepare::{Blueprint, Verdicts, prepare};
 use crate::serve::{Backstage, assemble, close};
 use crate::table::{LoadedVersion, ModelParts, ModelTable, Publisher, Seats};
 
@@ -104,7 +104,7 @@ impl Bench {
                 rows_max: None,
                 trial: self.config.trial,
             };
-            prepare(blueprint, Seats::new(1)).unwrap()
+            prepare(blueprint, Seats::new(1), &Verdicts::default()).unwrap()
         };
         let project = self.config.project.as_ref().unwrap();
         let parts = models.iter().map(|(name, versions, aliases)| ModelParts {
@@ -329,7 +329,7 @@ fn a_model_that_does_not_take_its_services_row_is_refused() {
             rows_max: None,
             trial: bench.config.trial,
         };
-        let refused = prepare(blueprint, Seats::new(1))
+        let refused = prepare(blueprint, Seats::new(1), &Verdicts::default())
             .map(|_| ())
             .unwrap_err()
             .to_string();

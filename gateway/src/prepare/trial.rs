@@ -8,13 +8,14 @@
 //! always waited for, and dies with the thread that started it.
 //! Costs a start of this program, some 50 ms, beside the trial, which is not made a second time.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
-use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -33,6 +34,8 @@ use crate::config::EngineChoice;
 const BATCHES: [usize; 3] = [1, 8, 64];
 /// Batches that the engines are compared on; tract needs milliseconds for a row of many trees.
 const COMPARED: usize = 2;
+/// The child's niceness, that of the loaders: on busy cores less would leave it next to nothing.
+const CHILD_NICE: i32 = 5;
 /// Bytes of a verdict: a signature and three trials fit many times over.
 const VERDICT_BYTES_MAX: u64 = 4 << 20;
 /// What the child needs of our environment: where the library of ONNX Runtime is looked for.
@@ -121,11 +124,51 @@ impl fmt::Display for Ended {
     }
 }
 
+/// What has passed, so that a version that comes back is not tried again. Shared by the loaders, who
+/// hold it for a look only.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Verdicts(Arc<Mutex<VecDeque<(EngineChoice, Passed)>>>);
+
+/// Verdicts that are kept; a replaced one costs a trial.
+const VERDICTS_MAX: usize = 256;
+
+impl Verdicts {
+    /// The verdict on the bytes, from before or from a trial now. Blocks for as long as that takes.
+    ///
+    /// # Errors
+    /// As [`try_file`].
+    pub(crate) fn on(
+        &self,
+        bytes: &Arc<[u8]>,
+        engine: EngineChoice,
+        limits: &TrialLimits,
+    ) -> Result<Passed, TrialError> {
+        let digest = Digest::of(bytes);
+        let known =
+            |(tried, passed): &&(EngineChoice, Passed)| *tried == engine && passed.digest == digest;
+        let before = self.kept().iter().find(known).cloned();
+        if let Some((_, passed)) = before {
+            return Ok(passed);
+        }
+        let passed = try_file(bytes, engine, limits)?;
+        let mut kept = self.kept();
+        if kept.len() == VERDICTS_MAX {
+            kept.pop_front();
+        }
+        kept.push_back((engine, passed.clone()));
+        Ok(passed)
+    }
+
+    fn kept(&self) -> MutexGuard<'_, VecDeque<(EngineChoice, Passed)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Tries the bytes in a child process. Blocks for as long as that takes.
 ///
 /// # Errors
 /// When the file is refused, crashes the child, costs it too much, or no child could be started.
-pub(crate) fn try_file(
+fn try_file(
     bytes: &Arc<[u8]>,
     engine: EngineChoice,
     limits: &TrialLimits,
@@ -241,7 +284,7 @@ pub(crate) struct CheckModelArgs {
 pub(crate) fn check_model(args: &CheckModelArgs) -> anyhow::Result<()> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     // Serving goes first. Refused only where a priority is set already.
-    rustix::process::setpriority_process(None, 10).ok();
+    rustix::process::setpriority_process(None, CHILD_NICE).ok();
     limit(Resource::Core, 0)?;
     limit(Resource::Cpu, args.cpu_seconds_max)?;
     // The library is ours and trusted; what it maps does not count against the file.
@@ -301,9 +344,10 @@ fn judge(bytes: Arc<[u8]>, engine: EngineChoice) -> Result<Passed, JudgeError> {
     };
     let mut session = model.session()?;
     let mut runs = true;
-    for inputs in &batches {
+    for (k, inputs) in batches.iter().enumerate() {
         match session.run(inputs) {
-            Err(RunError::Engine { reason, .. }) if !wants_memory(&reason) => runs = false,
+            // One row has to fit; that many do not is for the rows of a request to bound.
+            Err(RunError::Engine { reason, .. }) if k > 0 || !wants_memory(&reason) => runs = false,
             outputs => drop(outputs?),
         }
     }
