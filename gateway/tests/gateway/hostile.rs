@@ -106,7 +106,7 @@ fn what_a_caller_sends_cannot_write_lines_of_the_log() {
     let log = std::fs::read(&path).unwrap();
     assert!(!log.contains(&0x1b));
     let log = String::from_utf8_lossy(&log);
-    assert!(log.lines().count() > 10);
+    assert!(log.contains("draining"), "{log}");
     for line in log.lines() {
         assert!(!line.starts_with("2031-"), "{line}");
     }
