@@ -16,6 +16,8 @@ demo: build
 	$(BIN)/loopgate-bench demo --loopgate $(BIN)/loopgate --trainer $(BIN)/loopgate-trainer \
 		--project bench/flights --out target/demo --until $(UNTIL) --seed $(SEED)
 
+# `make bench RECORD=docs/benchmarks` keeps the results there too.
+BENCH_OPTIONS = --loopgate $(BIN)/loopgate $(if $(RECORD),--record $(RECORD))
 # The short form of every scenario but the peers: about eight minutes on an idle machine.
 bench: build
 	$(BIN)/loopgate-bench all $(BENCH_OPTIONS)
