@@ -180,7 +180,7 @@ impl Session {
     /// [`Session::run`], but ONNX Runtime is stopped when `deadline` has passed, within 5 ms and
     /// the kernel that is under way. A run that ends before it is stopped gives its outputs, late
     /// as they are. The session can be used again at once. The built-in engines run to their end:
-    /// they take no model whose run has no bound. Costs some 40 ns.
+    /// they take no model whose run has no bound.
     ///
     /// # Errors
     /// As [`Session::run`], and [`RunError::Stopped`].

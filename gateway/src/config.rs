@@ -251,6 +251,7 @@ impl ServeConfig {
             .map(read_toml)
             .transpose()?
             .unwrap_or_default();
+        let listeners = listeners(&args, &file);
         let project = args
             .project
             .map(|folder| project(folder, &file))
@@ -259,24 +260,6 @@ impl ServeConfig {
             let folder = &project.as_ref()?.folder;
             Some(folder.join(file.data.as_deref().unwrap_or(Path::new("data"))))
         });
-        let listeners = Listeners {
-            http: args
-                .http
-                .or(file.http.address)
-                .unwrap_or(default(8000, file.insecure)),
-            grpc: args
-                .grpc
-                .or(file.grpc.address)
-                .unwrap_or(default(8001, file.insecure)),
-            metrics: args
-                .metrics
-                .or(file.metrics.address)
-                .unwrap_or(default(8002, false)),
-            admin: args
-                .admin
-                .or(file.admin.address)
-                .unwrap_or(default(8003, false)),
-        };
         let settings_folder = settings.as_deref().and_then(Path::parent);
         let security = Security::new(&file, settings_folder, data.as_deref(), &listeners);
         let local = listeners.http.ip().is_loopback() && listeners.grpc.ip().is_loopback();
@@ -327,6 +310,28 @@ impl ProjectConfig {
             }
         }
         Ok(())
+    }
+}
+
+/// Where each listener is: as the command line says, else the file, else its usual port.
+fn listeners(args: &ServeArgs, file: &GatewayFile) -> Listeners {
+    Listeners {
+        http: args
+            .http
+            .or(file.http.address)
+            .unwrap_or(default(8000, file.insecure)),
+        grpc: args
+            .grpc
+            .or(file.grpc.address)
+            .unwrap_or(default(8001, file.insecure)),
+        metrics: args
+            .metrics
+            .or(file.metrics.address)
+            .unwrap_or(default(8002, false)),
+        admin: args
+            .admin
+            .or(file.admin.address)
+            .unwrap_or(default(8003, false)),
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Owns: one thread for the process, started with the first run that has a deadline. It looks at
 //! every armed run each [`TICK`], and parks when it has seen none for [`IDLE_TICKS`].
-//! Costs: a run with a deadline takes two uncontended locks, some 40 ns, and wakes the thread only
+//! Costs: a run with a deadline takes two uncontended locks and wakes the thread only
 //! where it is parked.
 //! Trap: the library looks at the flag between two kernels; one long kernel is not interrupted.
 
