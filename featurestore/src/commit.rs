@@ -384,7 +384,10 @@ impl Writer {
         tables.put(&mut batch, Key::LastSeq, &self.last_seq.to_le_bytes());
         tables.put(&mut batch, Key::Counters, &self.counters.encode());
         tables.write_durably(batch).map_err(ReadError::database)?;
-        self.states.age();
+        let hot = &self.shared.hot;
+        self.states
+            .settle(|key, state| hot.replace(key, state, self.last_seq));
+        hot.move_cut(self.last_seq);
         let acked = self.acked();
         self.mark
             .committed(acked)

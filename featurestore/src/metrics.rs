@@ -23,6 +23,8 @@ pub(crate) struct StoreMetrics {
     pub(crate) queue_bytes: Gauge,
     pub(crate) groups: Counter,
     pub(crate) stopped: Gauge,
+    pub(crate) states_from_memory: Counter,
+    pub(crate) states_from_table: Counter,
     features: [Counter; Status::ALL.len()],
 }
 
@@ -45,6 +47,8 @@ impl StoreMetrics {
             queue_bytes: gauge!("loopgate_store_queue_bytes"),
             groups: counter!("loopgate_store_commits_total"),
             stopped: gauge!("loopgate_store_stopped"),
+            states_from_memory: counter!("loopgate_states_read_total", "from" => "memory"),
+            states_from_table: counter!("loopgate_states_read_total", "from" => "table"),
             features: Status::ALL
                 .map(|status| counter!("loopgate_features_total", "status" => status.as_str())),
         }
@@ -102,6 +106,10 @@ pub fn describe() {
     count(
         "loopgate_features_total",
         "Feature values read for serving, by status",
+    );
+    count(
+        "loopgate_states_read_total",
+        "View states read for serving, by where they were",
     );
     describe_gauge!(
         "loopgate_labels_pending",

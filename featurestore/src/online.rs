@@ -1,10 +1,12 @@
 //! The store that one process opens: online state, event and label logs, prediction log.
 //!
 //! [`FeatureStore`] is the only door to RocksDB. Writes go through one thread (`commit`) that groups
-//! whatever is queued into one fsynced batch; reads are one batched get over one column family. Every
-//! call may block on disk: callers on an event loop use the callbacks or their own threads.
+//! whatever is queued into one fsynced batch; reads find their states in memory (`hot`) or by one batched
+//! get over one column family. Every call may block on disk: callers on an event loop use the callbacks
+//! or their own threads.
 
 mod error;
+pub(crate) mod hot;
 pub(crate) mod keys;
 mod lock;
 pub(crate) mod mark;
@@ -43,6 +45,8 @@ pub struct StoreOptions {
     pub queue_bytes_max: usize,
     /// Decoded view states that the writer keeps between groups.
     pub cached_states_max: usize,
+    /// Decoded view states that reads keep, in bytes (estimated); 0 reads every state from its table.
+    pub hot_states_bytes: usize,
     /// Rows per model that wait in memory for the spool.
     pub spool_rows_max: usize,
     /// How long a label waits for its prediction, in milliseconds.
@@ -62,6 +66,7 @@ impl Default for StoreOptions {
             queue_batches_max: 1024,
             queue_bytes_max: 32 << 20,
             cached_states_max: 16_384,
+            hot_states_bytes: 64 << 20,
             spool_rows_max: 1024,
             pending_label_ttl_ms: 7 * DAY_MS,
             pending_labels_max: 1 << 20,

@@ -187,6 +187,18 @@ impl Service {
             .collect()
     }
 
+    /// Appends the bytes of the key of one needed view, as `keys` has it; `None` appends nothing.
+    pub(crate) fn encode_key(
+        &self,
+        view: usize,
+        request: &[Value],
+        out: &mut Vec<u8>,
+    ) -> Option<()> {
+        let fields = self.view_keys.get(view)?;
+        let values = fields.iter().map(|&field| request.get(field));
+        self.views.get(view)?.encode_key(values, out)
+    }
+
     /// The row for `request` at `at_ms`, given one state for each needed view, in their order.
     pub fn assemble(
         &self,

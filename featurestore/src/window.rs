@@ -205,6 +205,14 @@ impl ViewState {
         self.latest.map(|latest| latest.event_ms)
     }
 
+    /// What the state takes in memory, in bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        size_of::<Self>()
+            + size_of::<f32>() * self.last.capacity()
+            + size_of::<Tile>() * self.tiles.capacity()
+            + size_of::<Cell>() * self.cells.capacity()
+    }
+
     fn fold_latest(&mut self, view: &View, event: &Event, seq: u64) -> bool {
         let latest = Latest {
             event_ms: event.event_ms,

@@ -23,7 +23,7 @@ pub(crate) struct States {
     young: HashMap<ViewKey, Held>,
     old: HashMap<ViewKey, Held>,
     generation_max: usize,
-    /// Keys changed since the last [`States::write`], all of them in `young`.
+    /// Keys changed since the last [`States::settle`], all of them in `young`.
     changed: Vec<ViewKey>,
     encoded: Vec<u8>,
 }
@@ -74,17 +74,22 @@ impl States {
 
     /// Adds every changed state to a batch.
     pub(crate) fn write(&mut self, tables: &Tables, batch: &mut WriteBatch) {
-        for key in self.changed.drain(..) {
-            let held = self.young.get_mut(&key).expect("a changed state is young");
-            held.changed = false;
+        for key in &self.changed {
+            let held = self.young.get(key).expect("a changed state is young");
             self.encoded.clear();
             held.state.encode(&self.views[held.view], &mut self.encoded);
             tables.put(batch, Key::State(key.as_bytes()), &self.encoded);
         }
     }
 
-    /// Lets go of states not used for long; call it when the batch is on disk.
-    pub(crate) fn age(&mut self) {
+    /// Shows every state changed since the last call, then lets go of states not used for long; call
+    /// it when the batch is on disk.
+    pub(crate) fn settle(&mut self, mut show: impl FnMut(&ViewKey, &ViewState)) {
+        for key in self.changed.drain(..) {
+            let held = self.young.get_mut(&key).expect("a changed state is young");
+            held.changed = false;
+            show(&key, &held.state);
+        }
         if self.young.len() > self.generation_max {
             self.old = std::mem::take(&mut self.young);
         }

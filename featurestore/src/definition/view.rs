@@ -154,12 +154,26 @@ impl View {
     /// The key with these values, one for each of `keys`; `None` where one is null or absent.
     pub fn key_from<'a>(&self, values: impl Iterator<Item = Option<&'a Value>>) -> Option<ViewKey> {
         let mut bytes = Vec::with_capacity(24);
-        bytes.extend_from_slice(&self.id.to_be_bytes());
-        for value in values {
-            let value = value.filter(|value| !value.is_null())?;
-            value.encode(&mut bytes);
-        }
+        self.encode_key(values, &mut bytes)?;
         Some(ViewKey(bytes.into_boxed_slice()))
+    }
+
+    /// Appends the bytes of `key_from`; where that gives `None`, `out` is as before.
+    pub(crate) fn encode_key<'a>(
+        &self,
+        values: impl Iterator<Item = Option<&'a Value>>,
+        out: &mut Vec<u8>,
+    ) -> Option<()> {
+        let start = out.len();
+        out.extend_from_slice(&self.id.to_be_bytes());
+        for value in values {
+            let Some(value) = value.filter(|value| !value.is_null()) else {
+                out.truncate(start);
+                return None;
+            };
+            value.encode(out);
+        }
+        Some(())
     }
 
     /// The index of the feature of that name.

@@ -196,7 +196,7 @@ fn renew_views(
             let mut batch = WriteBatch::default();
             states.write(tables, &mut batch);
             tables.write_lazily(batch).map_err(database)?;
-            states.age();
+            states.settle(|_, _| {});
         }
     }
     if events > 0 {

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::StoreOptions;
+use super::hot::HotStates;
 use super::lock::FolderLock;
 use super::tables::Tables;
 use crate::commit::Counters;
@@ -19,6 +20,8 @@ use crate::predictions::spool::Spool;
 /// recorder, and a seal for a moment) and `sealing` (one seal or read of the whole log at a time).
 pub(crate) struct Shared {
     pub(crate) tables: Tables,
+    /// States that were read lately; the writer keeps them at its cut.
+    pub(crate) hot: HotStates,
     pub(crate) definitions: Arc<Definitions>,
     pub(crate) schemas: Schemas,
     pub(crate) options: StoreOptions,
@@ -46,6 +49,7 @@ impl Shared {
         let spool = Spool::new(folder, definitions, opened.options.spool_rows_max);
         Self {
             tables: opened.tables,
+            hot: HotStates::new(opened.options.hot_states_bytes, opened.last_seq),
             definitions: opened.definitions,
             schemas: opened.schemas,
             options: opened.options,

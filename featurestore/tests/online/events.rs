@@ -42,6 +42,83 @@ fn features_read_online_equal_a_recomputation_from_the_events() {
     assert!(store.stats().late_events > 0);
 }
 
+/// A row and what it was read for.
+type Read = (u64, Vec<Value>, i64, featurestore::FeatureRow);
+
+/// Reads rows until the writer is done; none may be older than what was acknowledged before.
+fn read_beside(
+    store: &FeatureStore,
+    traffic: &mut Traffic,
+    (acked, last_seq): (&AtomicU64, u64),
+) -> Vec<Read> {
+    let service = Arc::clone(traffic.definitions.service("delay").unwrap());
+    let mut reads = Vec::new();
+    loop {
+        let before = acked.load(Ordering::Acquire);
+        let requests: Vec<Vec<Value>> = (0..2).map(|_| traffic.request()).collect();
+        let at_ms = START_MS + traffic.random.random_range(0..1000) * MINUTE_MS;
+        let rows = store.read_rows(&service, &requests, at_ms).unwrap();
+        for (request, row) in requests.into_iter().zip(rows) {
+            assert!(row.as_of_seq >= before, "{} < {before}", row.as_of_seq);
+            reads.push((row.as_of_seq, request, at_ms, row));
+        }
+        if before == last_seq {
+            return reads;
+        }
+    }
+}
+
+#[test]
+fn rows_read_beside_a_writer_are_those_of_one_cut_and_not_older_than_what_was_acked() {
+    const BATCHES: i64 = 120;
+    // Nothing in memory, too little for the states that are read, and enough.
+    for hot_states_bytes in [0, 128 << 10, 64 << 20] {
+        let folder = tempfile::tempdir().unwrap();
+        let options = StoreOptions {
+            hot_states_bytes,
+            ..StoreOptions::default()
+        };
+        let store = FeatureStore::open(folder.path(), definitions(), &options).unwrap();
+        let mut traffic = Traffic::new(17);
+        let batches: Vec<Vec<Event>> = (0..BATCHES)
+            .map(|batch| {
+                let at_ms = START_MS + batch * 7 * MINUTE_MS;
+                let departures = (0..4).map(|_| traffic.departure(at_ms));
+                departures.collect()
+            })
+            .collect();
+        let last_seq = batches.len() as u64 * 4;
+        let acked = AtomicU64::new(0);
+        let mut reads: Vec<Read> = std::thread::scope(|scope| {
+            let readers: Vec<_> = (0..3)
+                .map(|reader| {
+                    let (store, acked) = (&store, &acked);
+                    let read = move || {
+                        read_beside(store, &mut Traffic::new(100 + reader), (acked, last_seq))
+                    };
+                    scope.spawn(read)
+                })
+                .collect();
+            for batch in &batches {
+                let ingested = store.ingest_events_blocking(batch.clone(), START_MS);
+                acked.store(ingested.unwrap().last_seq, Ordering::Release);
+            }
+            let reads = readers.into_iter().map(|reader| reader.join().unwrap());
+            reads.flatten().collect()
+        });
+        reads.sort_by_key(|read| read.0);
+        let mut history = PointInTime::new(traffic.definitions.service("delay").unwrap());
+        let mut events = batches.iter().flatten().zip(1..).peekable();
+        for (as_of_seq, request, at_ms, row) in &reads {
+            while let Some((event, seq)) = events.next_if(|(_, seq)| seq <= as_of_seq) {
+                history.push_event(event, seq);
+            }
+            assert_eq!(row, &history.row(request, *at_ms));
+        }
+        assert_eq!(reads.last().unwrap().0, last_seq);
+    }
+}
+
 #[test]
 fn features_are_the_same_after_a_restart() {
     let folder = tempfile::tempdir().unwrap();
