@@ -20,7 +20,7 @@ pub mod proto;
 
 pub use model::{EngineKind, LoadError, Model, RunError, Session, UnknownEngine};
 pub use onnx::{CheckError, OnnxFile, OnnxLimits, OperatorUse};
-pub use parity::{EngineTrial, ParityReport, TOLERANCE, sample_inputs};
+pub use parity::{EngineTrial, Mismatch, ParityReport, TOLERANCE, first_mismatch, sample_inputs};
 pub use runtime::onnx_runtime_available;
 pub use signature::{Signature, TensorSpec};
 pub use tensor::{DataType, Tensor, TensorData, TensorError, UnknownDataType};

@@ -252,6 +252,56 @@ fn tensor_difference(a: &Tensor, b: &Tensor) -> f64 {
         .fold(0.0, f64::max)
 }
 
+/// Where a tensor is not as it was to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mismatch {
+    /// The element's place on each axis; empty where shape or datatype differ.
+    pub place: Vec<usize>,
+    /// The element as it was to be, or datatype and shape.
+    pub expected: String,
+    /// What there is instead.
+    pub found: String,
+}
+
+/// The first element of `found` that is not that of `expected`. Floats may differ by `tolerance`
+/// times the larger of 1 and their sizes, and NaN is NaN; all else is to be equal.
+pub fn first_mismatch(expected: &Tensor, found: &Tensor, tolerance: f64) -> Option<Mismatch> {
+    if expected.shape() != found.shape() || expected.datatype() != found.datatype() {
+        let shown = |tensor: &Tensor| format!("{} {:?}", tensor.datatype(), tensor.shape());
+        return Some(Mismatch {
+            place: Vec::new(),
+            expected: shown(expected),
+            found: shown(found),
+        });
+    }
+    let (wanted, got) = (expected.data(), found.data());
+    let parts = |index: &usize| match (wanted.float(*index), got.float(*index)) {
+        (Some(wanted), Some(got)) => number_difference(wanted, got) > tolerance,
+        _ => wanted.shown(*index) != got.shown(*index),
+    };
+    let index = (0..wanted.len()).find(parts)?;
+    Some(Mismatch {
+        place: place(index, expected.shape()),
+        expected: wanted.shown(index),
+        found: got.shown(index),
+    })
+}
+
+/// The place on each axis of an element of a row-major buffer.
+fn place(mut index: usize, shape: &[usize]) -> Vec<usize> {
+    let mut place: Vec<usize> = shape
+        .iter()
+        .rev()
+        .map(|&axis| {
+            let at = index % axis.max(1);
+            index /= axis.max(1);
+            at
+        })
+        .collect();
+    place.reverse();
+    place
+}
+
 fn number_difference(a: f64, b: f64) -> f64 {
     if a == b || (a.is_nan() && b.is_nan()) {
         return 0.0;
@@ -363,5 +413,59 @@ impl SplitMix {
             50..58 => self.unit() * 100.0,
             _ => self.unit() * 1e5,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn floats(shape: &[usize], values: &[f32]) -> Tensor {
+        Tensor::new(shape.to_vec(), TensorData::Fp32(values.to_vec())).unwrap()
+    }
+
+    #[test]
+    fn the_first_element_that_is_not_as_expected_is_named() {
+        let expected = floats(&[2, 2], &[1.0, f32::NAN, 0.5, 2000.0]);
+        let near = floats(&[2, 2], &[1.00005, f32::NAN, 0.49995, 2000.1]);
+        assert_eq!(first_mismatch(&expected, &near, 1e-4), None);
+        let far = floats(&[2, 2], &[1.0, f32::NAN, 0.75, 0.0]);
+        let mismatch = first_mismatch(&expected, &far, 1e-4).unwrap();
+        assert_eq!(
+            (
+                mismatch.place.as_slice(),
+                &*mismatch.expected,
+                &*mismatch.found
+            ),
+            (&[1, 0][..], "0.5", "0.75")
+        );
+        let none = floats(&[2, 2], &[1.0, 1.0, 0.5, 2000.0]);
+        assert_eq!(
+            first_mismatch(&expected, &none, 1e-4).unwrap().place,
+            [0, 1]
+        );
+        let flat = floats(&[4], &[0.0; 4]);
+        let mismatch = first_mismatch(&expected, &flat, 1e-4).unwrap();
+        assert!(mismatch.place.is_empty());
+        assert_eq!(&*mismatch.found, "FP32 [4]");
+    }
+
+    #[test]
+    fn what_is_no_float_is_to_be_equal() {
+        let words = |words: &[&str]| {
+            let bytes = words.iter().map(|word| word.as_bytes().to_vec()).collect();
+            Tensor::new(vec![words.len()], TensorData::Bytes(bytes)).unwrap()
+        };
+        let mismatch = first_mismatch(&words(&["a", "b"]), &words(&["a", "c"]), 1.0).unwrap();
+        assert_eq!((&*mismatch.expected, &*mismatch.found), ("\"b\"", "\"c\""));
+        let whole =
+            |values: &[i64]| Tensor::new(vec![1, 2], TensorData::Int64(values.to_vec())).unwrap();
+        assert_eq!(first_mismatch(&whole(&[1, 2]), &whole(&[1, 2]), 1.0), None);
+        assert_eq!(
+            first_mismatch(&whole(&[1, 2]), &whole(&[1, 3]), 9.0)
+                .unwrap()
+                .place,
+            [0, 1]
+        );
     }
 }

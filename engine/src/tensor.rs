@@ -6,6 +6,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
 
 /// An element type, named as the Open Inference Protocol names it.
@@ -170,6 +171,44 @@ impl TensorData {
     /// True when there is no element.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// The element at `index`, where the type is a float of whatever width and there is one.
+    pub fn float(&self, index: usize) -> Option<f64> {
+        match self {
+            Self::Fp16(v) => v.get(index).map(|&bits| f16::from_bits(bits).to_f64()),
+            Self::Bf16(v) => v.get(index).map(|&bits| bf16::from_bits(bits).to_f64()),
+            Self::Fp32(v) => v.get(index).map(|&value| f64::from(value)),
+            Self::Fp64(v) => v.get(index).copied(),
+            _ => None,
+        }
+    }
+
+    /// The element at `index` as people read it; nothing where there is none.
+    pub fn shown(&self, index: usize) -> String {
+        fn text<T: ToString>(values: &[T], index: usize) -> String {
+            values.get(index).map(T::to_string).unwrap_or_default()
+        }
+        match self {
+            Self::Bool(v) => text(v, index),
+            Self::Uint8(v) => text(v, index),
+            Self::Uint16(v) => text(v, index),
+            Self::Uint32(v) => text(v, index),
+            Self::Uint64(v) => text(v, index),
+            Self::Int8(v) => text(v, index),
+            Self::Int16(v) => text(v, index),
+            Self::Int32(v) => text(v, index),
+            Self::Int64(v) => text(v, index),
+            Self::Fp32(v) => text(v, index),
+            Self::Fp64(v) => text(v, index),
+            Self::Fp16(_) | Self::Bf16(_) => {
+                self.float(index).map(|v| v.to_string()).unwrap_or_default()
+            }
+            Self::Bytes(v) => v
+                .get(index)
+                .map(|bytes| format!("\"{}\"", bytes.escape_ascii()))
+                .unwrap_or_default(),
+        }
     }
 
     /// The type of the elements.

@@ -2,9 +2,10 @@
 //!
 //! From bytes whose hash was checked: a trial in a child process (structural check, engines and
 //! their parity, first runs), then here the same bytes, the signature against its feature service, a
-//! session for each seat, a warm-up of each. Costs tenths of a second of one core, so it happens on
+//! session for each seat, the version's golden rows, a warm-up of each seat. Costs tenths of a second of one core, so it happens on
 //! loader threads (or in a command), never where requests are served.
 
+mod golden;
 mod trial;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -21,6 +22,7 @@ use tokio::sync::{Semaphore, oneshot};
 use crate::config::EngineChoice;
 use crate::table::{BindError, LoadedVersion, NewVersion, RunFailure, Seats};
 
+pub(crate) use golden::{Golden, GoldenError};
 pub(crate) use trial::{CheckModelArgs, TrialLimits, Verdicts, check_model};
 
 use trial::{TrialError, batches};
@@ -48,6 +50,8 @@ pub(crate) struct Blueprint {
     pub service: Option<Arc<Service>>,
     /// Rows of one request, where the version has a limit of its own.
     pub rows_max: Option<usize>,
+    /// Rows that it must reproduce.
+    pub golden: Option<Golden>,
     /// What its trial may cost.
     pub trial: TrialLimits,
 }
@@ -71,6 +75,8 @@ pub(crate) enum PrepareError {
     Bind(#[from] BindError),
     #[error("a first run failed: {0}")]
     FirstRun(#[from] RunFailure),
+    #[error(transparent)]
+    Golden(#[from] GoldenError),
     #[error("it does not run on rows of its feature service")]
     NoRun,
     #[error("its engine panicked while loading")]
@@ -90,6 +96,7 @@ impl PrepareError {
             | Self::Load(_)
             | Self::Bind(_)
             | Self::FirstRun(_)
+            | Self::Golden(_)
             | Self::NoRun
             | Self::Panicked => false,
         }
@@ -126,6 +133,7 @@ fn load(
     if !passed.runs && blueprint.service.is_some() {
         return Err(PrepareError::NoRun);
     }
+    let golden = blueprint.golden;
     let file = OnnxFile::check(blueprint.bytes, &OnnxLimits::default())?;
     let new = NewVersion {
         model: blueprint.model,
@@ -136,6 +144,9 @@ fn load(
         rows_max: blueprint.rows_max,
     };
     let loaded = LoadedVersion::new(new, seats)?;
+    if let Some(golden) = golden {
+        golden.reproduce(&loaded, seats.shadow())?;
+    }
     if passed.runs {
         warm_up(&loaded, seats, &batches(&file))?;
     }
@@ -223,6 +234,9 @@ fn work(orders: &Receiver<Order>, seats: Seats, verdicts: &Verdicts) {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Origin {
     pub artifact: Digest,
+    /// Its golden rows, an artifact too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub golden: Option<Digest>,
     /// Feature service, `name@version`.
     pub service: Option<String>,
     /// Rows of one request, where the version has a limit of its own.
@@ -249,6 +263,7 @@ impl Workshop {
         let registered = self.registry.version(model, version).await?;
         let origin = Origin {
             artifact: registered.artifact,
+            golden: registered.golden,
             service: registered.service,
             rows_max: registered.signature[ROWS_MAX_KEY]
                 .as_u64()
@@ -257,6 +272,10 @@ impl Workshop {
         let bound = origin.service.as_deref();
         let service = bound.map(|id| service(&self.definitions, id)).transpose()?;
         let bytes = self.registry.get_artifact(&origin.artifact).await?;
+        let golden = match &origin.golden {
+            Some(golden) => Some(Golden::read(&self.registry.get_artifact(golden).await?)?),
+            None => None,
+        };
         let blueprint = Blueprint {
             model: model.as_str().into(),
             version,
@@ -264,6 +283,7 @@ impl Workshop {
             engine,
             service,
             rows_max: origin.rows_max,
+            golden,
             trial: self.trial,
         };
         Ok((self.loaders.prepare(blueprint).await?, origin))

@@ -311,6 +311,7 @@ fn load_file(file: &FileModel, config: &ServeConfig, seats: Seats) -> Result<Loa
         engine: config.engine,
         service: None,
         rows_max: None,
+        golden: None,
         trial: config.trial,
     };
     prepare(blueprint, seats, &Verdicts::default()).with_context(from)

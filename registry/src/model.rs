@@ -22,6 +22,8 @@ pub struct NewVersion {
     pub model: ModelName,
     /// The model file, already stored.
     pub artifact: Digest,
+    /// Rows that it must reproduce before it serves, already stored; `None` for no such rows.
+    pub golden: Option<Digest>,
     /// Inputs and outputs, as the engine describes them.
     pub signature: serde_json::Value,
     /// The feature service that assembles its inputs, as `name@version`; `None` takes tensors.
@@ -79,6 +81,8 @@ pub struct ModelVersion {
     pub version: Version,
     /// The model file.
     pub artifact: Digest,
+    /// Rows that it must reproduce before it serves.
+    pub golden: Option<Digest>,
     /// Inputs and outputs.
     pub signature: serde_json::Value,
     /// The feature service, as `name@version`.
@@ -125,7 +129,7 @@ pub struct UnknownVersion {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum RegisterError {
-    /// The model file is missing, corrupt or cannot be read.
+    /// The model file, or that of its golden rows, is missing, corrupt or cannot be read.
     #[error(transparent)]
     Artifact(#[from] ArtifactError),
     /// A validation figure is not finite.
@@ -207,13 +211,13 @@ impl Registry {
         Ok(summaries.collect::<Result<_, sqlx::Error>>()?)
     }
 
-    /// Registers a version and gives it the model's next number. Its artifact is read back and
+    /// Registers a version and gives it the model's next number. Its artifacts are read back and
     /// hashed first: what cannot be loaded is not registered.
     ///
     /// # Errors
     /// Model, dataset, run or artifact unknown; artifact corrupt; run ended or of another model.
     pub async fn register_version(&self, new: NewVersion) -> Result<ModelVersion, RegisterError> {
-        self.get_artifact(&new.artifact).await?;
+        self.expect_artifacts(&new).await?;
         let mut transaction = self.write().await?;
         let version = insert_version(&mut transaction, new).await?;
         transaction.commit().await?;
@@ -234,7 +238,7 @@ impl Registry {
     ) -> Result<Vec<ModelVersion>, RegisterError> {
         let Registration { run, model, .. } = registration;
         for new in &registration.versions {
-            self.get_artifact(&new.artifact).await?;
+            self.expect_artifacts(new).await?;
         }
         let mut transaction = self.write().await?;
         let mut registered = Vec::with_capacity(registration.versions.len());
@@ -267,6 +271,13 @@ impl Registry {
         end_run(&mut transaction, run, ending).await?;
         transaction.commit().await?;
         Ok(registered)
+    }
+
+    async fn expect_artifacts(&self, new: &NewVersion) -> Result<(), ArtifactError> {
+        for artifact in std::iter::once(&new.artifact).chain(&new.golden) {
+            self.get_artifact(artifact).await?;
+        }
+        Ok(())
     }
 
     /// One version.
@@ -377,8 +388,8 @@ async fn insert_version(
     }
     let row = sqlx::query(
         "INSERT INTO versions (model, version, artifact, signature, service, run, algorithm,
-           metrics, description, created_ms)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING *",
+           metrics, description, created_ms, golden)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING *",
     )
     .bind(new.model.as_str())
     .bind(version)
@@ -390,6 +401,7 @@ async fn insert_version(
     .bind(serde_json::json!(new.metrics).to_string())
     .bind(&new.description)
     .bind(new.at_ms)
+    .bind(new.golden.map(|golden| golden.to_string()))
     .fetch_one(connection)
     .await?;
     Ok(model_version(&row)?)
@@ -434,6 +446,7 @@ fn model_version(row: &SqliteRow) -> Result<ModelVersion, sqlx::Error> {
         model: parsed(row, "model")?,
         version: row.try_get("version")?,
         artifact: parsed(row, "artifact")?,
+        golden: parsed_option(row, "golden")?,
         signature: json(row, "signature")?,
         service: row.try_get("service")?,
         run: parsed_option(row, "run")?,

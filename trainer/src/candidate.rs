@@ -15,6 +15,7 @@ use rand::{Rng, SeedableRng};
 use thiserror::Error;
 
 use crate::export::Graph;
+use crate::golden;
 use crate::learner::{Fitted, LearnError};
 use crate::rows::Part;
 
@@ -33,6 +34,8 @@ pub(crate) struct Candidate {
     pub(crate) signature: serde_json::Value,
     /// What the engines made of it.
     pub(crate) report: ParityReport,
+    /// Some of its answers, for who serves it to reproduce.
+    pub(crate) golden: String,
     /// The chosen engine's answers on the holdout.
     pub(crate) scores: Vec<f32>,
     /// Largest difference between the chosen engine's and the learner's answers, on the holdout
@@ -97,6 +100,7 @@ impl Candidate {
         Ok(Self {
             bytes,
             signature,
+            golden: golden::document(file.signature(), holdout, &scores),
             report,
             scores,
             learner_difference,

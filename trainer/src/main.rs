@@ -12,6 +12,7 @@ mod command;
 mod experiment;
 mod export;
 mod gates;
+mod golden;
 mod journal;
 mod learner;
 mod progress;

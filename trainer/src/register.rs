@@ -100,6 +100,8 @@ async fn new_version(
     (candidate, scores): &(Candidate, Scores),
 ) -> Result<NewVersion, RegisterError> {
     let artifact = registry.put_artifact(candidate.bytes.to_vec()).await?;
+    let golden = candidate.golden.clone().into_bytes();
+    let golden = registry.put_artifact(golden).await?;
     let metrics = BTreeMap::from([
         ("log_loss".to_owned(), scores.log_loss),
         ("auc".to_owned(), scores.auc),
@@ -110,6 +112,7 @@ async fn new_version(
     Ok(NewVersion {
         model: origin.model.clone(),
         artifact,
+        golden: Some(golden),
         signature: candidate.signature.clone(),
         service: Some(origin.service.clone()),
         run: Some(origin.run.clone()),

@@ -232,6 +232,12 @@ async fn a_first_run_registers_champion_and_fallback_with_lineage() {
         .unwrap();
     assert_eq!(gate.outcome, "passed");
     assert_eq!(lineage.version.service.as_deref(), Some("risk@1"));
+    for version in [1, 2] {
+        let version = registry.version(&project.model, version).await.unwrap();
+        let golden = registry.get_artifact(&version.golden.unwrap()).await;
+        let golden = String::from_utf8(golden.unwrap().to_vec()).unwrap();
+        assert!(golden.contains(r#""shape":[32,3]"#), "{golden}");
+    }
     let simple = registry.version(&project.model, 2).await.unwrap();
     assert_eq!(
         (

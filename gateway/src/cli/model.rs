@@ -1,6 +1,6 @@
 //! `loopgate model …`: versions come in from files, aliases are set, history is read.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -11,7 +11,7 @@ use registry::{
 };
 
 use super::{Project, ProjectArgs, print_json};
-use crate::prepare::{Blueprint, Verdicts, prepare, service};
+use crate::prepare::{Blueprint, Golden, Verdicts, prepare, service};
 use crate::table::{LoadedVersion, Seats};
 
 const REASON: &str = "set on the command line";
@@ -60,6 +60,10 @@ pub(crate) struct RegisterArgs {
     /// before it the fallback. By default the first version becomes the champion
     #[arg(long, value_name = "ALIAS")]
     alias: Option<AliasName>,
+    /// Rows that every gateway must reproduce before the version serves: JSON of requests and
+    /// responses in the model's own tensors, as docs/prepare.md has it
+    #[arg(long, value_name = "FILE")]
+    golden: Option<PathBuf>,
     /// For people
     #[arg(long, default_value = "")]
     description: String,
@@ -162,7 +166,9 @@ async fn register(args: &RegisterArgs) -> Result<()> {
     let project = args.project.open()?;
     let bytes =
         std::fs::read(&args.file).with_context(|| format!("model file {}", args.file.display()))?;
-    let (prepared, service) = check_file(&project, args, &bytes)?;
+    let golden = args.golden.as_deref().map(read_golden).transpose()?;
+    let checked = golden.as_deref().map(Golden::read).transpose()?;
+    let (prepared, service) = check_file(&project, args, (&bytes, checked))?;
     let registry = project.registry().await?;
     let at_ms = match args.at_ms {
         Some(at_ms) => at_ms,
@@ -170,10 +176,15 @@ async fn register(args: &RegisterArgs) -> Result<()> {
     };
     registry.ensure_model(&args.name, at_ms).await?;
     let artifact = registry.put_artifact(bytes).await?;
+    let golden = match golden {
+        Some(golden) => Some(registry.put_artifact(golden).await?),
+        None => None,
+    };
     let version = registry
         .register_version(NewVersion {
             model: args.name.clone(),
             artifact,
+            golden,
             signature: serde_json::to_value(prepared.engine.signature())?,
             service,
             run: None,
@@ -190,16 +201,20 @@ async fn register(args: &RegisterArgs) -> Result<()> {
         version.version,
         prepared.engine.kind()
     );
+    appoint(&registry, args, &version).await?;
+    registry.close().await;
+    Ok(())
+}
+
+/// Gives a registered version the alias that was asked for; by default the first is the champion.
+async fn appoint(registry: &Registry, args: &RegisterArgs, version: &ModelVersion) -> Result<()> {
     let release = registry.release(&args.name).await?;
     let alias = match &args.alias {
         Some(alias) => alias.clone(),
         None if release.champion().is_none() => AliasName::champion(),
-        None => {
-            registry.close().await;
-            return Ok(());
-        }
+        None => return Ok(()),
     };
-    let reason = REASON;
+    let (reason, at_ms) = (REASON, version.created_ms);
     if alias == AliasName::champion() {
         let promotion = Promotion {
             model: &args.name,
@@ -221,15 +236,18 @@ async fn register(args: &RegisterArgs) -> Result<()> {
         registry.set_alias(change).await?;
     }
     println!("v{} is the {alias}", version.version);
-    registry.close().await;
     Ok(())
+}
+
+fn read_golden(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).with_context(|| format!("golden rows {}", path.display()))
 }
 
 /// What the gateway does before it serves a version is done before it is registered.
 fn check_file(
     project: &Project,
     args: &RegisterArgs,
-    bytes: &[u8],
+    (bytes, golden): (&[u8], Option<Golden>),
 ) -> Result<(LoadedVersion, Option<String>)> {
     let config = project.config.models.get(&args.name);
     let configured = || config.and_then(|config| config.service.as_deref());
@@ -245,6 +263,7 @@ fn check_file(
         engine: config.map(|config| config.engine).unwrap_or_default(),
         service: bound,
         rows_max: None,
+        golden,
         trial: project.serve.trial,
     };
     let prepared = prepare(blueprint, Seats::new(1), &Verdicts::default())

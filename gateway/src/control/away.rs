@@ -17,7 +17,7 @@ use super::fleet::{Aliases, Key, Ready};
 use super::last_good::{GoodModel, LastGood};
 use super::owner::Foundation;
 use super::{Control, REGISTRY, View, open_registry};
-use crate::prepare::{Blueprint, PrepareError, service};
+use crate::prepare::{Blueprint, Golden, PrepareError, service};
 use crate::repository::{Job, RepositoryError};
 use crate::table::ModelTable;
 
@@ -160,6 +160,10 @@ async fn load_one(
     let origin = &good.models[model].versions[version];
     let bound = origin.service.as_deref();
     let definitions = foundation.store.definitions();
+    let golden = match &origin.golden {
+        Some(golden) => Some(Golden::read(&artifacts.get(golden).await?)?),
+        None => None,
+    };
     let blueprint = Blueprint {
         model: model.as_str().into(),
         version: *version,
@@ -167,6 +171,7 @@ async fn load_one(
         engine: foundation.model(model).engine,
         service: bound.map(|id| service(definitions, id)).transpose()?,
         rows_max: origin.rows_max,
+        golden,
         trial: foundation.trial,
     };
     Ok(Ready {

@@ -95,6 +95,7 @@ mod tests {
     fn release() -> LastGood {
         let origin = Origin {
             artifact: Digest::of(b"a model"),
+            golden: Some(Digest::of(b"its rows")),
             service: Some("score@1".to_owned()),
             rows_max: Some(8),
         };

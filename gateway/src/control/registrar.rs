@@ -96,6 +96,7 @@ impl Registrar {
             engine: config.map(|config| config.engine).unwrap_or_default(),
             service: bound,
             rows_max: load.rows_max,
+            golden: None,
             trial: self.workshop.trial,
         };
         // What cannot serve is not registered.
@@ -115,6 +116,7 @@ impl Registrar {
         let new = NewVersion {
             model: model.clone(),
             artifact: self.registry().put_artifact(bytes.to_vec()).await?,
+            golden: None,
             signature,
             service: id,
             run: None,

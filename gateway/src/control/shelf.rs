@@ -137,6 +137,7 @@ impl Shelf {
             engine: self.engine,
             service: None,
             rows_max,
+            golden: None,
             trial: self.trial,
         };
         let loaded = Arc::new(self.loaders.prepare(blueprint).await?);

@@ -34,6 +34,8 @@ pub(crate) enum DecodeError {
     Parameter(#[from] ParameterError),
     #[error("more than {TENSORS_MAX} {what}")]
     TooMany { what: &'static str },
+    #[error("more than {max} pairs")]
+    TooManyPairs { max: usize },
     #[error("the JSON is said to be {json_bytes} bytes, the body has {bytes}")]
     Split { json_bytes: usize, bytes: usize },
     #[error("unexpected additional input data: {bytes} bytes")]
@@ -99,7 +101,11 @@ fn read(json: &[u8], tail: Option<&[u8]>) -> Result<InferRequest, DecodeError> {
     }
 }
 
-fn once<T>(slot: &mut Option<T>, key: &'static str, value: T) -> Result<(), DecodeError> {
+pub(super) fn once<T>(
+    slot: &mut Option<T>,
+    key: &'static str,
+    value: T,
+) -> Result<(), DecodeError> {
     match slot.replace(value) {
         None => Ok(()),
         Some(_) => Err(DecodeError::Duplicate { key }),
@@ -133,7 +139,7 @@ fn read_parameters(
     Ok(())
 }
 
-fn read_inputs(cursor: &mut Cursor<'_>) -> Result<Vec<Declared>, DecodeError> {
+pub(super) fn read_inputs(cursor: &mut Cursor<'_>) -> Result<Vec<Declared>, DecodeError> {
     let mut inputs: Vec<Declared> = Vec::new();
     cursor.begin_array()?;
     let mut first = true;

@@ -102,6 +102,7 @@ impl Bench {
                 engine: EngineChoice::Auto,
                 service: Some(Arc::clone(definitions.service(service).unwrap())),
                 rows_max: None,
+                golden: None,
                 trial: self.config.trial,
             };
             prepare(blueprint, Seats::new(1), &Verdicts::default()).unwrap()
@@ -327,6 +328,7 @@ fn a_model_that_does_not_take_its_services_row_is_refused() {
             engine: EngineChoice::Auto,
             service: Some(Arc::clone(definitions.service("visit").unwrap())),
             rows_max: None,
+            golden: None,
             trial: bench.config.trial,
         };
         let refused = prepare(blueprint, Seats::new(1), &Verdicts::default())

@@ -4,6 +4,7 @@
 mod admin;
 mod conformance;
 mod dear;
+mod golden;
 mod grpc;
 mod grpc_client;
 mod grpc_stream;

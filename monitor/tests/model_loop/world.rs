@@ -297,6 +297,7 @@ impl World {
         let version = self.registry.register_version(NewVersion {
             model: self.model.clone(),
             artifact,
+            golden: None,
             signature: serde_json::json!({}),
             service: Some("delay@1".into()),
             run: Some(run.clone()),

@@ -50,6 +50,7 @@ impl Fixture {
         NewVersion {
             model: model(),
             artifact: self.registry.put_artifact(bytes).await.unwrap(),
+            golden: None,
             signature: json!({"inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}]}),
             service: Some("delay@1".to_owned()),
             run,

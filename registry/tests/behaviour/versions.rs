@@ -14,7 +14,9 @@ use crate::fixture::{Fixture, model, new_decision, new_run};
 #[tokio::test]
 async fn a_version_reads_back_as_it_was_registered() {
     let fixture = Fixture::new().await;
-    let new = fixture.new_version(1, None).await;
+    let mut new = fixture.new_version(1, None).await;
+    let golden = fixture.registry.put_artifact(b"rows".to_vec()).await;
+    new.golden = Some(golden.unwrap());
     let registered = fixture
         .registry
         .register_version(new.clone())
@@ -22,7 +24,7 @@ async fn a_version_reads_back_as_it_was_registered() {
         .unwrap();
     let read = fixture.registry.version(&model(), 1).await.unwrap();
     assert_eq!(read, registered);
-    assert_eq!(read.artifact, new.artifact);
+    assert_eq!((read.artifact, read.golden), (new.artifact, new.golden));
     assert_eq!(read.signature, new.signature);
     assert_eq!(read.metrics, new.metrics);
     assert_eq!(read.service.as_deref(), Some("delay@1"));
@@ -58,7 +60,7 @@ async fn sql_itself_refuses_to_change_or_delete_a_version() {
         "INSERT OR REPLACE INTO versions SELECT * FROM versions",
         "REPLACE INTO versions SELECT * FROM versions",
         "INSERT INTO versions SELECT * FROM versions WHERE true ON CONFLICT DO UPDATE SET description = 'x'",
-        "INSERT INTO versions SELECT model, 5, artifact, signature, service, run, algorithm, metrics, description, created_ms FROM versions",
+        "INSERT INTO versions SELECT model, 5, artifact, signature, service, run, algorithm, metrics, description, created_ms, golden FROM versions",
         "UPDATE version_datasets SET role = 'x'",
         "DELETE FROM version_datasets",
         "INSERT INTO version_datasets SELECT model, version, dataset, 'x' FROM version_datasets",
@@ -97,6 +99,10 @@ async fn what_a_version_refers_to_must_exist() {
     let mut absent = new.clone();
     absent.artifact = Digest::of(b"absent");
     let error = registry.register_version(absent).await.unwrap_err();
+    assert!(matches!(error, RegisterError::Artifact(_)), "{error}");
+    let mut not_golden = new.clone();
+    not_golden.golden = Some(Digest::of(b"absent"));
+    let error = registry.register_version(not_golden).await.unwrap_err();
     assert!(matches!(error, RegisterError::Artifact(_)), "{error}");
     let mut unknown = new.clone();
     unknown.model = "other".parse().unwrap();
