@@ -12,6 +12,11 @@ use std::time::Duration;
 /// How far a cost may leave the budget of a run in place before the choice is made anew: noise of
 /// less than this never moves a model to and fro.
 const HYSTERESIS: f64 = 0.25;
+/// What a full batch may lose to an endless one: the share of its time that goes into what each run
+/// costs once.
+const LOST_SHARE: f64 = 0.05;
+/// Rows that are always worth one run, since what is learnt is never exact.
+const PAYING_ROWS_MIN: usize = 2;
 /// Runs after which not every cheap run is timed any more.
 const YOUNG: u64 = 64;
 /// Rows beyond which nothing is said: a cost that does not depend on rows would allow any number.
@@ -29,6 +34,19 @@ impl Cost {
     pub(crate) fn of(self, runs: usize, rows: usize) -> Duration {
         let ns = f64::from(self.base_ns) * runs as f64 + f64::from(self.row_ns) * rows as f64;
         Duration::from_nanos(ns as u64)
+    }
+
+    /// The rows, at most `most`, beyond which a larger batch makes its requests wait and saves next to
+    /// nothing.
+    pub(crate) fn rows_that_pay(self, most: usize) -> usize {
+        let rows = f64::from(self.base_ns) / (LOST_SHARE * f64::from(self.row_ns));
+        // Nothing is known of a row's cost: it may be nothing.
+        let rows = if self.row_ns > 0.0 {
+            rows.ceil()
+        } else {
+            f64::INFINITY
+        };
+        (rows as usize).clamp(PAYING_ROWS_MIN.min(most), most)
     }
 
     /// The most rows that one run within `budget` holds; 0 where not even one fits.
@@ -223,6 +241,19 @@ mod tests {
     fn close(found: Cost, expected: Cost, rows: usize, tolerance: f64) -> bool {
         let (found, expected) = (found.of(1, rows), expected.of(1, rows));
         (found.as_secs_f64() / expected.as_secs_f64() - 1.0).abs() < tolerance
+    }
+
+    #[test]
+    fn a_batch_holds_the_rows_that_pay() {
+        let rows = |base_ns, row_ns, most| Cost { base_ns, row_ns }.rows_that_pay(most);
+        // 290 µs once, 2.2 ms a row: three rows lose less than a twentieth.
+        assert_eq!(rows(290e3, 2.2e6, 64), 3);
+        // Next to nothing a row: as many as are allowed.
+        assert_eq!(rows(1e6, 10e3, 64), 64);
+        assert_eq!(rows(0.0, 0.0, 64), 64);
+        // Nothing once, or less, as a fit may say.
+        assert_eq!((rows(0.0, 1e6, 64), rows(-5.0, 1e6, 64)), (2, 2));
+        assert_eq!(rows(1e6, 10e3, 1), 1);
     }
 
     proptest! {

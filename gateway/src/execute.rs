@@ -24,9 +24,6 @@ use crate::table::{LoadedVersion, RunFailure, Seat};
 /// Time that is kept for whoever answers instead, beside twice what its run is expected to take:
 /// timers are exact to a millisecond.
 const RESERVE: Duration = Duration::from_millis(2);
-/// A run that did not end in time speaks against its version only if it had so many times what runs
-/// are expected to take.
-const FAIR_CHANCE: u32 = 4;
 
 /// Why another than the routed version answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -340,7 +337,7 @@ impl Runner<'_> {
             PoolFailure::Run(RunFailure::Engine(error @ RunError::Input { .. })) => {
                 Failure::Inputs(error.to_string())
             }
-            // Stopped on its worker a moment before we would have stopped waiting.
+            // In place, where it should have taken a hundred microseconds.
             PoolFailure::Run(RunFailure::Engine(RunError::Stopped { .. })) => {
                 *verdict = Some(Run::Failed);
                 Failure::Passed(Reason::Deadline)
@@ -350,8 +347,8 @@ impl Runner<'_> {
                 *verdict = Some(Run::Failed);
                 Failure::Passed(Reason::Error)
             }
-            PoolFailure::Late { ran } => {
-                if ran.is_some_and(|ran| ran > FAIR_CHANCE * version.cost.cost().of(1, 1)) {
+            PoolFailure::Late { is_overdue } => {
+                if is_overdue {
                     *verdict = Some(Run::Failed);
                 }
                 Failure::Passed(Reason::Deadline)

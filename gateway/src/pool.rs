@@ -15,7 +15,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use engine::Tensor;
+use engine::{RunError, Tensor};
 use tokio::sync::oneshot;
 
 use crate::batcher;
@@ -25,7 +25,7 @@ use crate::table::{LoadedVersion, RunFailure, Seat};
 
 pub(crate) use line::Left;
 
-use line::{Job, Lines};
+use line::{Begun, Job, Lines};
 
 /// Waits shorter than this are not a standing queue.
 const TARGET: Duration = Duration::from_millis(5);
@@ -56,6 +56,28 @@ pub(crate) struct Backlog {
     rows: AtomicUsize,
     /// Nanoseconds since the pool's start when the wait was last below the target.
     low_ns: AtomicU64,
+    /// When a queue that stood was last refused; 0 for never.
+    refused_ns: AtomicU64,
+}
+
+impl Backlog {
+    /// Whether a queue in which one waits so long, at `now_ns`, has stood above `target` for an
+    /// interval. It is then kept at the target until nobody had to be refused for an interval: else
+    /// each time that it is down, the next interval would let it fill up to the deadline again.
+    fn is_standing(&self, wait: Duration, target: Duration, now_ns: u64) -> bool {
+        if wait <= target {
+            self.low_ns.store(now_ns, Ordering::Relaxed);
+            return false;
+        }
+        let within = |ns: u64| now_ns.saturating_sub(ns) <= INTERVAL.as_nanos() as u64;
+        let refused_ns = self.refused_ns.load(Ordering::Relaxed);
+        let stands =
+            !within(self.low_ns.load(Ordering::Relaxed)) || (refused_ns > 0 && within(refused_ns));
+        if stands {
+            self.refused_ns.store(now_ns.max(1), Ordering::Relaxed);
+        }
+        stands
+    }
 }
 
 /// Why the pool gave no outputs.
@@ -66,9 +88,9 @@ pub(crate) enum PoolFailure {
     Overloaded {
         wait: Duration,
     },
-    /// The deadline passed, after this much of a run where one had begun.
+    /// The deadline passed, perhaps in a run that should have ended long before.
     Late {
-        ran: Option<Duration>,
+        is_overdue: bool,
     },
     /// The gateway is stopping.
     Stopped,
@@ -149,13 +171,13 @@ impl Pool {
         }
         let (reply, answer) = oneshot::channel();
         let job = Job::new(tensors, rows, until, reply);
-        let began = job.began();
+        let begun = job.watch();
         self.push(version, job)?;
         match tokio::time::timeout_at(until.into(), answer).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(_)) => Err(PoolFailure::Stopped),
             Err(_) => Err(PoolFailure::Late {
-                ran: began.get().map(Instant::elapsed),
+                is_overdue: begun.get().is_some_and(|run| run.is_overdue()),
             }),
         }
     }
@@ -189,14 +211,9 @@ impl Pool {
         let (wait, cost) = (self.wait(version), version.cost.cost());
         let full = cost.of(1, version.batch_rows());
         let target = TARGET.max(2 * full).min(deadline / 2);
-        let since_start = (now - self.shared.started).as_nanos() as u64;
-        if wait <= target {
-            version.backlog.low_ns.store(since_start, Ordering::Relaxed);
-            return None;
-        }
-        let low = version.backlog.low_ns.load(Ordering::Relaxed);
-        let is_standing = since_start.saturating_sub(low) > INTERVAL.as_nanos() as u64;
-        let is_hopeless = wait + cost.of(1, 1) > deadline;
+        let now_ns = (now - self.shared.started).as_nanos() as u64;
+        let is_standing = version.backlog.is_standing(wait, target, now_ns);
+        let is_hopeless = wait > target && wait + cost.of(1, 1) > deadline;
         (is_standing || is_hopeless).then_some(wait)
     }
 
@@ -271,10 +288,11 @@ impl Shared {
 
     /// Runs the jobs as one batch, or each alone where that fails, and answers each.
     fn run(&self, version: &LoadedVersion, seat: Seat, jobs: Vec<Job>) {
-        let now = Instant::now();
+        let rows = jobs.iter().map(|job| job.rows).sum();
+        let run = Begun::now(version.cost.cost().of(1, rows));
         for job in &jobs {
-            job.begin(now);
-            self.metrics.pool_wait(now - job.pushed);
+            job.begin(&run);
+            self.metrics.pool_wait(run.at - job.pushed);
         }
         self.metrics.pool_run(jobs.len());
         let together = match &jobs[..] {
@@ -301,13 +319,20 @@ impl Shared {
         }
         let outputs = version.run_until(seat, job.tensors.get(), Some(job.until));
         self.leave(version, job.rows);
-        job.answer(outputs.map_err(PoolFailure::Run));
+        let answer = outputs.map_err(|failure| match failure {
+            // Stopped on its worker a moment before its caller would have stopped waiting.
+            RunFailure::Engine(RunError::Stopped { .. }) => PoolFailure::Late {
+                is_overdue: job.is_overdue(),
+            },
+            failure => PoolFailure::Run(failure),
+        });
+        job.answer(answer);
     }
 
     fn let_go(&self, version: &LoadedVersion, job: Job, left: Left) {
         self.leave(version, job.rows);
         self.metrics.left_pool(left);
-        job.answer(Err(PoolFailure::Late { ran: None }));
+        job.answer(Err(PoolFailure::Late { is_overdue: false }));
     }
 
     fn together(
@@ -323,5 +348,26 @@ impl Shared {
         let joined = batcher::join(&parts)?;
         let outputs = version.run_until(seat, &joined, until).ok()?;
         batcher::split(outputs, &rows)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_queue_that_stood_is_kept_at_its_target_until_nobody_is_refused_any_more() {
+        let backlog = Backlog::default();
+        let refused = |wait_ms, at_ms: u64| {
+            let wait = Duration::from_millis(wait_ms);
+            backlog.is_standing(wait, TARGET, at_ms * 1_000_000)
+        };
+        // A burst is let in, a queue that is still there after an interval is not.
+        assert!(!refused(1, 0) && !refused(40, 50) && !refused(40, 100));
+        assert!(refused(40, 101) && refused(20, 150));
+        // Down to the target, and filling again.
+        assert!(!refused(5, 160) && refused(6, 161) && refused(6, 260));
+        // After an interval without refusals it is a burst again.
+        assert!(!refused(5, 300) && !refused(5, 361) && !refused(40, 362));
     }
 }

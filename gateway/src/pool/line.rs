@@ -1,6 +1,7 @@
 //! The lines in which pooled requests wait, one for each version, and what a worker takes from them.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -11,6 +12,9 @@ use super::{PoolFailure, Tensors};
 use crate::batcher::is_joinable;
 use crate::table::LoadedVersion;
 
+/// Of the time that is left to a batch, a quarter stays free: a run that takes a little longer than was
+/// learnt would else be late for all that share it.
+const BATCH_SHARE: f64 = 0.75;
 /// How long an estimate that says that a deadline cannot be kept is believed without a run that
 /// confirms it: a cost that was learnt wrong must not keep a version from ever running again.
 const DOUBT: Duration = Duration::from_secs(1);
@@ -35,13 +39,42 @@ impl Left {
     }
 }
 
+/// A run that has begun, for all that share it.
+#[derive(Debug)]
+pub(super) struct Begun {
+    pub at: Instant,
+    expected: Duration,
+    is_blamed: AtomicBool,
+}
+
+impl Begun {
+    /// A run that did not end in time speaks against its version only if it had so many times what
+    /// runs of its rows are expected to take.
+    const FAIR_CHANCE: u32 = 4;
+
+    pub(super) fn now(expected: Duration) -> Arc<Self> {
+        Arc::new(Self {
+            at: Instant::now(),
+            expected,
+            is_blamed: AtomicBool::new(false),
+        })
+    }
+
+    /// Whether it has had far more time than it should have needed. Only the first who asks is told:
+    /// it is one failure, however many share it.
+    pub(super) fn is_overdue(&self) -> bool {
+        self.at.elapsed() > Self::FAIR_CHANCE * self.expected
+            && !self.is_blamed.swap(true, Ordering::Relaxed)
+    }
+}
+
 /// One request that waits.
 pub(super) struct Job {
     pub tensors: Tensors,
     pub rows: usize,
     pub pushed: Instant,
     pub until: Instant,
-    began: Arc<OnceLock<Instant>>,
+    run: Arc<OnceLock<Arc<Begun>>>,
     reply: oneshot::Sender<Result<Vec<Tensor>, PoolFailure>>,
 }
 
@@ -57,18 +90,23 @@ impl Job {
             rows,
             pushed: Instant::now(),
             until,
-            began: Arc::default(),
+            run: Arc::default(),
             reply,
         }
     }
 
-    /// When its run has begun, to be read by whoever waits for it.
-    pub(super) fn began(&self) -> Arc<OnceLock<Instant>> {
-        Arc::clone(&self.began)
+    /// Its run, once that has begun, to be read by whoever waits for it.
+    pub(super) fn watch(&self) -> Arc<OnceLock<Arc<Begun>>> {
+        Arc::clone(&self.run)
     }
 
-    pub(super) fn begin(&self, now: Instant) {
-        self.began.get_or_init(|| now);
+    pub(super) fn begin(&self, run: &Arc<Begun>) {
+        self.run.get_or_init(|| Arc::clone(run));
+    }
+
+    /// [`Begun::is_overdue`] of its run.
+    pub(super) fn is_overdue(&self) -> bool {
+        self.run.get().is_some_and(|run| run.is_overdue())
     }
 
     /// Nobody may be waiting any more; then the answer is dropped.
@@ -212,7 +250,7 @@ impl Line {
             rows += next.rows;
             until = until.min(next.until);
             let fits = rows <= most
-                && now + cost.of(1, rows) <= until
+                && cost.of(1, rows) <= until.saturating_duration_since(now).mul_f64(BATCH_SHARE)
                 && is_joinable(jobs[0].tensors.get(), next.tensors.get());
             if !fits {
                 break;
@@ -220,5 +258,21 @@ impl Line {
             jobs.extend(self.jobs.pop_front());
         }
         jobs
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_late_run_speaks_once_for_all_that_share_it_and_not_before_its_fair_chance() {
+        let (hopeless, fair) = (Begun::now(Duration::ZERO), Begun::now(Duration::MAX / 8));
+        while hopeless.at.elapsed().is_zero() {
+            std::hint::spin_loop();
+        }
+        let told: Vec<bool> = (0..3).map(|_| hopeless.is_overdue()).collect();
+        assert_eq!(told, [true, false, false]);
+        assert!(!fair.is_overdue());
     }
 }

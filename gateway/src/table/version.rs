@@ -190,9 +190,10 @@ impl LoadedVersion {
         self.engine.signature().rows(inputs).unwrap_or(1)
     }
 
-    /// The most rows that requests may share a run with; 1 where they cannot.
+    /// The most rows that requests may share a run with; 1 where they cannot. More than pays is not
+    /// shared: everybody in a batch waits for all of it.
     pub(crate) fn batch_rows(&self) -> usize {
-        self.batch_rows
+        self.cost.cost().rows_that_pay(self.batch_rows)
     }
 
     /// [`LoadedVersion::run_until`], however long it takes.
