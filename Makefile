@@ -18,11 +18,11 @@ demo: build
 
 # `make bench RECORD=docs/benchmarks` keeps the results there too.
 BENCH_OPTIONS = --loopgate $(BIN)/loopgate $(if $(RECORD),--record $(RECORD))
-# The short form of every scenario but the peers: about eight minutes on an idle machine.
+# The short form of every scenario but the peers: about 17 minutes on an idle machine of two cores.
 bench: build
 	$(BIN)/loopgate-bench all $(BENCH_OPTIONS)
 
-# Installs what is compared (about 3 GiB of Python) and measures it: about fifteen minutes after that.
+# Installs what is compared (about 3 GiB of Python) and measures it: about seven minutes after that.
 bench-peers: build
 	$(BIN)/loopgate-bench peers $(BENCH_OPTIONS) --cache $(HOME)/.cache/loopgate/peers
 

@@ -1,4 +1,5 @@
-//! A result as one self-contained page: its table, and its curves drawn as SVG.
+//! A result as one self-contained page: its table, and its curves and bars drawn as SVG, each of which
+//! also stands alone as a file.
 
 use std::fmt::Write as _;
 
@@ -44,12 +45,12 @@ pub(crate) fn page(title: &str, text: &str, plots: &[Plot], bars: &[Bars]) -> St
 }
 
 impl Bars {
-    fn svg(&self) -> String {
+    pub(crate) fn svg(&self) -> String {
         const ROW: f64 = 26.0;
         const LABEL: f64 = 230.0;
         let most = self.bars.iter().map(|bar| bar.1).fold(1e-9, f64::max);
         let height = ROW * self.bars.len() as f64;
-        let mut svg = format!("<svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\">");
+        let mut svg = open(height);
         for (k, (name, value)) in self.bars.iter().enumerate() {
             let y = ROW * k as f64;
             let width = (WIDTH - LABEL - 150.0) * value / most;
@@ -72,7 +73,7 @@ impl Bars {
 }
 
 impl Plot {
-    fn svg(&self) -> String {
+    pub(crate) fn svg(&self) -> String {
         let points = || self.curves.iter().flat_map(|curve| &curve.1);
         let low_x = points().map(|point| point.0).fold(f64::INFINITY, f64::min);
         let high_x = points()
@@ -86,7 +87,7 @@ impl Plot {
             MARGIN + (value - low_x) / (high_x - low_x).max(1e-9) * (WIDTH - 2.0 * MARGIN)
         };
         let y = |value: f64| HEIGHT - MARGIN - value / high_y * (HEIGHT - 1.5 * MARGIN);
-        let mut svg = format!("<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\">");
+        let mut svg = open(HEIGHT);
         for step in 0..=4 {
             let share = f64::from(step) / 4.0;
             let (at_x, at_y) = (low_x + (high_x - low_x) * share, high_y * share);
@@ -141,6 +142,15 @@ impl Plot {
     }
 }
 
+/// The root of a drawing, on white, since it may be shown on any page.
+fn open(height: f64) -> String {
+    format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" \
+         font-family=\"system-ui,sans-serif\" font-size=\"12\" fill=\"#555\">\
+         <rect width=\"{WIDTH}\" height=\"{height}\" fill=\"#fff\"/>"
+    )
+}
+
 /// A number to about three digits.
 pub(crate) fn short(value: f64) -> String {
     match value.abs() {
@@ -175,7 +185,7 @@ const HEAD: &str = r#"<!doctype html><html lang="en"><head><meta charset="utf-8"
 <style>
 body{font:15px/1.5 system-ui,sans-serif;max-width:960px;margin:2em auto;padding:0 1em;color:#222}
 pre{background:#f6f6f6;padding:1em;overflow-x:auto;font-size:12px}
-svg{width:100%;background:#fff} svg text{font:12px system-ui,sans-serif;fill:#555}
+svg{width:100%}
 </style>
 "#;
 
@@ -203,6 +213,7 @@ mod tests {
         };
         let html = page("title", "| a |", &[plot], &[]);
         assert_eq!(html.matches("<circle").count(), 2);
+        assert_eq!(html.matches("xmlns").count(), 1);
         assert!(html.contains("&lt;a&gt;") && !html.contains("<a>"));
     }
 }

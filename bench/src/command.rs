@@ -2,19 +2,24 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use chrono::NaiveDate;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::bare::{Bare, serve_bare};
+use crate::chart::short;
 use crate::demo::{Demo, run_demo};
 use crate::load::{Arrivals, Call, Load, Transport};
 use crate::machine::{Cores, pin_self};
 use crate::scenario::peers::Peers;
-use crate::scenario::swap::Swap;
-use crate::scenario::{Bench, drain, engines, overload, peers, skew, steady, swap};
+use crate::scenario::{
+    Bench, drain, engines, keys, memory, overload, peers, restart, skew, steady, surge, swap,
+};
+
+const SWAP_PHASE_S: u64 = 20;
+const MEMORY_SWAPS: usize = 1000;
 
 /// Load, scenarios and the demo's replay, over HTTP only.
 #[derive(Debug, Parser)]
@@ -30,12 +35,20 @@ enum Scenario {
     Demo(DemoArguments),
     /// Throughput of one core, as a share of a bare hyper server's; latency at half of it.
     Steady(BenchArguments),
-    /// Goodput from half of capacity to ten times it.
+    /// Goodput from half of capacity to ten times it, and the cost of refusing.
     Overload(BenchArguments),
-    /// A new champion each second: failures, tail, memory.
+    /// A standing queue, a storm of retries, dear requests among cheap ones.
+    Surge(BenchArguments),
+    /// What a key costs, and a caller who is sent away.
+    Keys(BenchArguments),
+    /// A new champion each second: failures and tail.
     Swap(SwapArguments),
+    /// Resident memory over many swaps, with and without recording.
+    Memory(MemoryArguments),
     /// SIGTERM under load.
     Drain(BenchArguments),
+    /// Killed and started again, with the registry and without.
+    Restart(BenchArguments),
     /// A few hot connections against many cold ones, on two serving threads.
     Skew(BenchArguments),
     /// The same file in each engine, at batch 1, 8 and 64.
@@ -97,11 +110,19 @@ struct BenchArguments {
 struct SwapArguments {
     #[command(flatten)]
     bench: BenchArguments,
-    /// Length of each of the three phases, in seconds.
-    #[arg(long, default_value_t = 60)]
+    /// Length of each phase, in seconds; three without swaps and three with them take turns.
+    #[arg(long, default_value_t = SWAP_PHASE_S)]
     phase: u64,
-    /// Swaps one right after the other in a last phase, for memory.
-    #[arg(long, default_value_t = 0)]
+    /// Phases of a minute.
+    #[arg(long, conflicts_with = "phase")]
+    full: bool,
+}
+
+#[derive(Debug, Args)]
+struct MemoryArguments {
+    #[command(flatten)]
+    bench: BenchArguments,
+    #[arg(long, default_value_t = MEMORY_SWAPS)]
     swaps: usize,
 }
 
@@ -172,27 +193,23 @@ impl Command {
     pub(crate) async fn run(self) -> Result<()> {
         match self.scenario {
             Scenario::Demo(arguments) => arguments.run().await,
-            Scenario::Steady(arguments) => {
-                let bench = arguments.bench()?;
-                bench.keep(&steady::run(&bench).await?)
+            Scenario::Steady(arguments) => Part::Steady.keep(&arguments.bench()?).await,
+            Scenario::Overload(arguments) => Part::Overload.keep(&arguments.bench()?).await,
+            Scenario::Surge(arguments) => Part::Surge.keep(&arguments.bench()?).await,
+            Scenario::Keys(arguments) => Part::Keys.keep(&arguments.bench()?).await,
+            Scenario::Swap(arguments) => {
+                let phase_s = if arguments.full { 60 } else { arguments.phase };
+                let part = Part::Swap(Duration::from_secs(phase_s.max(1)));
+                part.keep(&arguments.bench.bench()?).await
             }
-            Scenario::Overload(arguments) => {
-                let bench = arguments.bench()?;
-                bench.keep(&overload::run(&bench).await?)
+            Scenario::Memory(arguments) => {
+                let part = Part::Memory(arguments.swaps);
+                part.keep(&arguments.bench.bench()?).await
             }
-            Scenario::Swap(arguments) => arguments.run().await,
-            Scenario::Drain(arguments) => {
-                let bench = arguments.bench()?;
-                bench.keep(&drain::run(&bench).await?)
-            }
-            Scenario::Skew(arguments) => {
-                let bench = arguments.bench()?;
-                bench.keep(&skew::run(&bench).await?)
-            }
-            Scenario::Engines(arguments) => {
-                let bench = arguments.bench()?;
-                bench.keep(&engines::run(&bench).await?)
-            }
+            Scenario::Drain(arguments) => Part::Drain.keep(&arguments.bench()?).await,
+            Scenario::Restart(arguments) => Part::Restart.keep(&arguments.bench()?).await,
+            Scenario::Skew(arguments) => Part::Skew.keep(&arguments.bench()?).await,
+            Scenario::Engines(arguments) => Part::Engines.keep(&arguments.bench()?).await,
             Scenario::Peers(arguments) => arguments.run().await,
             Scenario::All(arguments) => all(&arguments.bench()?).await,
             Scenario::Bare(arguments) => arguments.run().await,
@@ -243,17 +260,6 @@ impl BenchArguments {
             run: Duration::try_from_secs_f64(self.seconds).context("no such length")?,
             seed: self.seed,
         })
-    }
-}
-
-impl SwapArguments {
-    async fn run(self) -> Result<()> {
-        let bench = self.bench.bench()?;
-        let swap = Swap {
-            phase: Duration::from_secs(self.phase.max(1)),
-            swaps: self.swaps,
-        };
-        bench.keep(&swap::run(&bench, &swap).await?)
     }
 }
 
@@ -316,18 +322,64 @@ impl LoadArguments {
     }
 }
 
-/// Every scenario but the peers, short enough for ten minutes in all.
+/// A scenario that measures the gateway alone.
+#[derive(Debug, Clone, Copy)]
+enum Part {
+    Steady,
+    Overload,
+    Surge,
+    Keys,
+    Swap(Duration),
+    Memory(usize),
+    Drain,
+    Restart,
+    Skew,
+    Engines,
+}
+
+impl Part {
+    async fn keep(self, bench: &Bench) -> Result<()> {
+        let finding = match self {
+            Self::Steady => steady::run(bench).await,
+            Self::Overload => overload::run(bench).await,
+            Self::Surge => surge::run(bench).await,
+            Self::Keys => keys::run(bench).await,
+            Self::Swap(phase) => swap::run(bench, phase).await,
+            Self::Memory(swaps) => memory::run(bench, swaps).await,
+            Self::Drain => drain::run(bench).await,
+            Self::Restart => restart::run(bench).await,
+            Self::Skew => skew::run(bench).await,
+            Self::Engines => engines::run(bench).await,
+        };
+        bench.keep(&finding?)
+    }
+}
+
+/// Every scenario but the peers. One that cannot be run is reported, and the others go on.
 async fn all(bench: &Bench) -> Result<()> {
-    let swap = Swap {
-        phase: Duration::from_secs(20),
-        swaps: 60,
-    };
-    bench.keep(&steady::run(bench).await?)?;
-    bench.keep(&overload::run(bench).await?)?;
-    bench.keep(&swap::run(bench, &swap).await?)?;
-    bench.keep(&drain::run(bench).await?)?;
-    bench.keep(&skew::run(bench).await?)?;
-    bench.keep(&engines::run(bench).await?)
+    let parts = [
+        Part::Steady,
+        Part::Overload,
+        Part::Surge,
+        Part::Keys,
+        Part::Swap(Duration::from_secs(SWAP_PHASE_S)),
+        Part::Memory(MEMORY_SWAPS),
+        Part::Drain,
+        Part::Restart,
+        Part::Skew,
+        Part::Engines,
+    ];
+    let mut failed = Vec::new();
+    for part in parts {
+        let began = Instant::now();
+        if let Err(error) = part.keep(bench).await {
+            eprintln!("{part:?} failed: {error:#}");
+            failed.push(format!("{part:?}"));
+        }
+        eprintln!("{part:?}: {} s", short(began.elapsed().as_secs_f64()));
+    }
+    ensure!(failed.is_empty(), "not measured: {}", failed.join(", "));
+    Ok(())
 }
 
 fn absolute(path: &std::path::Path) -> Result<PathBuf> {

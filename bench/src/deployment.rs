@@ -4,10 +4,12 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
 
+use crate::machine::Cores;
 use crate::process::{Gateway, Start, run};
 
 /// A model with its versions, the first of which becomes the champion.
@@ -18,6 +20,8 @@ pub(crate) struct Deployed {
     pub engine: &'static str,
     /// A feature service of the project, if it is bound to one.
     pub service: Option<&'static str>,
+    /// Where it is not the gateway's own.
+    pub deadline: Option<Duration>,
 }
 
 impl Deployed {
@@ -28,6 +32,7 @@ impl Deployed {
             versions: vec![version],
             engine: "auto",
             service: None,
+            deadline: None,
         }
     }
 }
@@ -42,9 +47,24 @@ pub(crate) struct Deployment<'a> {
     pub features: Option<String>,
     pub serving_threads: usize,
     pub core: Option<usize>,
+    /// Whether every caller is asked for a key.
+    pub keys: bool,
 }
 
-impl Deployment<'_> {
+impl<'a> Deployment<'a> {
+    /// Nothing yet, to be served by one thread on the server's core, for everybody.
+    pub(crate) fn on_one_core(loopgate: &'a Path) -> Self {
+        Self {
+            loopgate,
+            folder: PathBuf::new(),
+            models: Vec::new(),
+            features: None,
+            serving_threads: 1,
+            core: Cores::of_machine().map(|cores| cores.server),
+            keys: false,
+        }
+    }
+
     /// Writes the project, registers the models and starts the gateway.
     pub(crate) async fn start(&self) -> Result<Gateway> {
         if self.folder.exists() {
@@ -55,7 +75,10 @@ impl Deployment<'_> {
         let threads = self.serving_threads;
         fs::write(
             self.folder.join("loopgate.toml"),
-            format!("data = \"data\"\n\n[serving]\nthreads = {threads}\n"),
+            format!(
+                "data = \"data\"\n\n[serving]\nthreads = {threads}\n\n[keys]\nrequired = {}\n",
+                self.keys
+            ),
         )?;
         fs::write(
             self.folder.join("features.toml"),
@@ -65,6 +88,9 @@ impl Deployment<'_> {
             let mut text = format!("engine = \"{}\"\n", model.engine);
             if let Some(service) = model.service {
                 writeln!(text, "service = \"{service}\"")?;
+            }
+            if let Some(deadline) = model.deadline {
+                writeln!(text, "deadline_ms = {}", deadline.as_millis())?;
             }
             let path = format!("models/{}.toml", model.name);
             fs::write(self.folder.join(path), text)?;

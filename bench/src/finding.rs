@@ -1,4 +1,4 @@
-//! What a scenario found, as it is kept: JSON for programs, a table for people, a page with plots.
+//! What a scenario found: JSON for programs, a table for people, a page with plots.
 
 use std::fs;
 use std::path::Path;
@@ -56,9 +56,10 @@ impl Table {
 }
 
 impl Finding {
-    pub(crate) fn markdown(&self) -> String {
+    /// Its section of a page, with `between` before the line of conditions.
+    pub(crate) fn markdown(&self, between: &str) -> String {
         format!(
-            "## {}\n\n{}\n\n{}\n{}.\n",
+            "## {}\n\n{}\n\n{}\n{between}{}.\n",
             self.title,
             self.method,
             self.table.markdown(),
@@ -66,29 +67,35 @@ impl Finding {
         )
     }
 
-    /// Writes `NAME.json` and `NAME.html` to `out`, and to `record` `NAME.json` and `NAME.md`.
-    pub(crate) fn write(&self, out: &Path, record: Option<&Path>) -> Result<()> {
-        let text = self.markdown();
-        println!("\n{text}");
+    pub(crate) fn json(&self) -> String {
         let whole = json!({
             "scenario": self.name,
             "conditions": self.conditions,
             "method": self.method,
             "figures": self.figures,
         });
-        let json = format!("{whole:#}\n");
+        format!("{whole:#}\n")
+    }
+
+    /// Its drawings, by title.
+    pub(crate) fn drawings(&self) -> impl Iterator<Item = (&str, String)> {
+        let bars = self.bars.iter().map(|bars| (&*bars.title, bars.svg()));
+        let plots = self.plots.iter().map(|plot| (&*plot.title, plot.svg()));
+        bars.chain(plots)
+    }
+
+    /// Prints it and writes `NAME.json` and `NAME.html` to `out`.
+    pub(crate) fn write(&self, out: &Path) -> Result<()> {
+        let text = self.markdown("");
+        println!("\n{text}");
+        put(out, &format!("{}.json", self.name), &self.json())?;
         let html = page(self.title, &text, &self.plots, &self.bars);
-        put(out, &format!("{}.json", self.name), &json)?;
-        put(out, &format!("{}.html", self.name), &html)?;
-        if let Some(record) = record {
-            put(record, &format!("{}.json", self.name), &json)?;
-            put(record, &format!("{}.md", self.name), &text)?;
-        }
-        Ok(())
+        put(out, &format!("{}.html", self.name), &html)
     }
 }
 
-fn put(folder: &Path, name: &str, text: &str) -> Result<()> {
+/// Writes a file of `folder`, which is made where it is missing.
+pub(crate) fn put(folder: &Path, name: &str, text: &str) -> Result<()> {
     fs::create_dir_all(folder)?;
     let path = folder.join(name);
     fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))

@@ -71,6 +71,13 @@ pub(crate) struct Load {
     pub measured: Duration,
     /// After so long a request counts as timed out and its connection is closed.
     pub timeout: Duration,
+    /// How long an arrival that finds every connection busy waits for one. HTTP/1.1 only.
+    pub patience: Duration,
+    /// How often a caller who is refused (429) asks again at once, however long he is told to wait.
+    /// HTTP/1.1 only.
+    pub retries: usize,
+    /// The first so many of the calls are counted, the rest only load the server. HTTP/1.1 only.
+    pub counted_calls: usize,
     pub check: Check,
 }
 
@@ -86,6 +93,9 @@ impl Load {
             warm_up: Duration::from_millis(300),
             measured: Duration::from_secs(2),
             timeout: Duration::from_secs(10),
+            patience: Duration::from_secs(10),
+            retries: 0,
+            counted_calls: usize::MAX,
             check: believe,
         }
     }

@@ -21,13 +21,20 @@ pub(crate) struct Conditions {
     /// Core of the server and core of the generator, where there were two to give.
     pub cores: Option<(usize, usize)>,
     pub date: String,
+    /// How often each figure was taken, and for how many seconds each time.
+    pub runs: usize,
+    pub seconds: f64,
 }
 
 impl Conditions {
-    pub(crate) fn now() -> Self {
+    pub(crate) fn now(runs: usize, each: Duration) -> Self {
         let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
         let unknown = || "unknown".to_owned();
-        let commit = first_line("git", &["rev-parse", "--short=12", "HEAD"], Path::new("."));
+        let git = |arguments: &[&str]| first_line("git", arguments, Path::new("."));
+        let commit = git(&["rev-parse", "--short=12", "HEAD"]);
+        // What is recorded meanwhile is no change of what is measured.
+        let changed = git(&["status", "--porcelain", "--", ".", ":!docs/benchmarks"]).is_some();
+        let commit = commit.map(|commit| commit + if changed { " with changes" } else { "" });
         Self {
             machine: machine(),
             kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
@@ -39,6 +46,8 @@ impl Conditions {
             commit: commit.unwrap_or_else(unknown),
             cores: Cores::of_machine().map(|cores| (cores.server, cores.generator)),
             date: first_line("date", &["-u", "+%Y-%m-%d"], Path::new(".")).unwrap_or_else(unknown),
+            runs,
+            seconds: each.as_secs_f64(),
         }
     }
 
@@ -49,8 +58,14 @@ impl Conditions {
             |(server, generator)| format!("server on core {server}, generator on core {generator}"),
         );
         format!(
-            "{}, Linux {}, {cores}, load average {:.2} at the start, commit {}, {}",
-            self.machine, self.kernel, self.load_average, self.commit, self.date
+            "N = {} runs of {} s; {}, Linux {}, {cores}, load average {:.2} at the start, commit {}, {}",
+            self.runs,
+            self.seconds,
+            self.machine,
+            self.kernel,
+            self.load_average,
+            self.commit,
+            self.date
         )
     }
 }
@@ -150,6 +165,13 @@ pub(crate) fn threads_cpu(pid: u32) -> Vec<(String, Duration)> {
         .into_iter()
         .map(|(_, name, cpu)| (name, cpu))
         .collect()
+}
+
+/// Processor time of a process's threads whose names begin so.
+pub(crate) fn named_threads_cpu(pid: u32, name: &str) -> Duration {
+    let threads = threads_cpu(pid).into_iter();
+    let named = threads.filter(|(thread, _)| thread.starts_with(name));
+    named.map(|(_, cpu)| cpu).sum()
 }
 
 /// Resident bytes of a process.

@@ -17,6 +17,7 @@ mod onnx;
 mod process;
 mod project;
 mod question;
+mod record;
 mod replay;
 mod report;
 mod scenario;

@@ -1,14 +1,19 @@
 //! The scenarios: each starts what it measures, loads it, and says what it found.
 
+mod champion;
 pub(crate) mod drain;
 pub(crate) mod engines;
+pub(crate) mod keys;
+pub(crate) mod memory;
 pub(crate) mod overload;
 pub(crate) mod peers;
+pub(crate) mod restart;
 pub(crate) mod skew;
 pub(crate) mod steady;
+pub(crate) mod surge;
 pub(crate) mod swap;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -17,8 +22,9 @@ use bytes::Bytes;
 use crate::deployment::{Deployed, Deployment};
 use crate::finding::Finding;
 use crate::load::{Call, Load, Tally};
-use crate::machine::{Conditions, Cores, process_cpu};
+use crate::machine::{Conditions, Cores, named_threads_cpu, process_cpu};
 use crate::process::Gateway;
+use crate::record;
 use crate::server::ask;
 
 /// Connections of a closed loop that finds a server's capacity.
@@ -43,9 +49,9 @@ pub(crate) struct Bench {
 impl Bench {
     /// Writes a result where it is kept, and the page of all results beside it.
     pub(crate) fn keep(&self, finding: &Finding) -> Result<()> {
-        finding.write(&self.out, self.record.as_deref())?;
+        finding.write(&self.out)?;
         match &self.record {
-            Some(record) => write_index(record),
+            Some(record) => record::keep(finding, record),
             None => Ok(()),
         }
     }
@@ -67,19 +73,16 @@ impl Bench {
     /// A gateway of one serving thread on the server's core.
     async fn deploy(&self, folder: PathBuf, models: Vec<Deployed>) -> Result<Gateway> {
         Deployment {
-            loopgate: &self.loopgate,
             folder,
             models,
-            features: None,
-            serving_threads: 1,
-            core: Self::server_core(),
+            ..Deployment::on_one_core(&self.loopgate)
         }
         .start()
         .await
     }
 
-    fn conditions() -> Conditions {
-        Conditions::now()
+    fn conditions(&self) -> Conditions {
+        Conditions::now(self.rounds, self.run)
     }
 
     fn closed(&self, address: std::net::SocketAddr, calls: Vec<Call>) -> Load {
@@ -90,19 +93,24 @@ impl Bench {
     }
 }
 
-/// A run, with the processor time that the server took for an answer.
+/// A run, with the processor time that the server took for a request.
 struct Measured {
     tally: Tally,
     server_cpu_us: f64,
+    /// That of the gateway's serving threads alone, for the whole run.
+    serving_cpu_us: f64,
 }
 
 /// Runs `load` against the server `pid`.
 async fn measure(load: Load, pid: u32) -> Result<Measured> {
-    let before = process_cpu(pid);
+    const SERVING: &str = "loopgate-serve";
+    let before = (process_cpu(pid), named_threads_cpu(pid, SERVING));
     let tally = load.run_beside().await?;
-    let spent = process_cpu(pid).saturating_sub(before);
+    let spent = process_cpu(pid).saturating_sub(before.0);
+    let serving = named_threads_cpu(pid, SERVING).saturating_sub(before.1);
     Ok(Measured {
         server_cpu_us: spent.as_secs_f64() * 1e6 / tally.sent.max(1) as f64,
+        serving_cpu_us: serving.as_secs_f64() * 1e6,
         tally,
     })
 }
@@ -127,22 +135,4 @@ fn must_be_clean(what: &str, tally: &Tally) -> Result<()> {
         bail!("{what}: {:#}", tally.json());
     }
     Ok(())
-}
-
-/// The recorded tables, one page.
-fn write_index(record: &Path) -> Result<()> {
-    const ORDER: [&str; 7] = [
-        "steady", "overload", "swap", "drain", "skew", "engines", "peers",
-    ];
-    let mut text = "# Benchmarks\n\nWritten by `make bench` and `make bench-peers`; \
-                    [bench.md](../bench.md) says how each figure is measured and what it does not say.\n"
-        .to_owned();
-    for name in ORDER {
-        if let Ok(section) = std::fs::read_to_string(record.join(format!("{name}.md"))) {
-            text.push('\n');
-            text.push_str(&section);
-        }
-    }
-    let path = record.join("README.md");
-    std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
 }

@@ -45,6 +45,8 @@ struct Lane {
     phase: Phase,
     wire: usize,
     written: usize,
+    /// How often this request was refused and sent again.
+    retries: usize,
     /// When the request was meant to start; its latency counts from here.
     intended: Instant,
     /// When it was sent or began to connect; its timeout counts from here.
@@ -59,7 +61,7 @@ struct Driver<'l> {
     poll: Poll,
     lanes: Vec<Lane>,
     idle: VecDeque<usize>,
-    /// Arrivals for which no connection was free. Bounded by the arrivals of one timeout.
+    /// Arrivals for which no connection was free. Bounded by the arrivals while one has patience.
     waiting: VecDeque<Instant>,
     schedule: Option<Schedule>,
     started: Instant,
@@ -80,6 +82,7 @@ impl<'l> Driver<'l> {
                 phase: Phase::Idle,
                 wire: 0,
                 written: 0,
+                retries: 0,
                 intended: started,
                 begun: started,
                 received: vec![0; RECEIVE_BYTES],
@@ -158,8 +161,15 @@ impl<'l> Driver<'l> {
             }
             match self.idle.pop_front() {
                 Some(lane) => self.begin(lane, intended, now),
+                None if self.load.patience.is_zero() => self.give_up(intended),
                 None => self.waiting.push_back(intended),
             }
+        }
+    }
+
+    fn give_up(&mut self, intended: Instant) {
+        if self.counts(intended) {
+            self.tally.failed(Failure::Unsent);
         }
     }
 
@@ -182,9 +192,16 @@ impl<'l> Driver<'l> {
         let lane = &mut self.lanes[k];
         lane.wire = self.next_wire;
         self.next_wire = (self.next_wire + 1) % self.wires.len();
+        lane.retries = 0;
+        lane.intended = intended;
+        self.send(k, now);
+    }
+
+    /// Sends a lane's request, for the first time or again.
+    fn send(&mut self, k: usize, now: Instant) {
+        let lane = &mut self.lanes[k];
         lane.written = 0;
         lane.filled = 0;
-        lane.intended = intended;
         lane.begun = now;
         if lane.stream.is_some() {
             lane.phase = Phase::Writing;
@@ -296,26 +313,35 @@ impl<'l> Driver<'l> {
             Ok(Some(reply)) => reply,
             Err(Malformed) => return self.fail(k, Failure::Wrong),
         };
-        let counts = (self.count_from..self.end).contains(&lane.intended);
+        let counts = (self.count_from..self.end).contains(&lane.intended)
+            && lane.wire < self.load.counted_calls;
         let failure = Failure::of_status(reply.status)
             .or_else(|| (!(self.load.check)(reply.body)).then_some(Failure::Wrong));
+        let whole = reply.length == lane.filled;
+        let status = reply.status;
+        if !reply.keeps || !whole || self.load.transport == Transport::ConnectionPerRequest {
+            lane.stream = None;
+        }
         if counts {
-            self.tally.status(reply.status);
+            self.tally.status(status);
+        }
+        if failure == Some(Failure::Shed) && lane.retries < self.load.retries {
+            lane.retries += 1;
+            return self.send(k, Instant::now());
+        }
+        if counts {
             match failure {
                 Some(failure) => self.tally.failed(failure),
                 None => self.tally.good(lane.intended.elapsed()),
             }
-        }
-        let whole = reply.length == lane.filled;
-        if !reply.keeps || !whole || self.load.transport == Transport::ConnectionPerRequest {
-            lane.stream = None;
         }
         self.free(k);
         self.go_on(k);
     }
 
     fn fail(&mut self, k: usize, failure: Failure) {
-        if self.counts(self.lanes[k].intended) {
+        let lane = &self.lanes[k];
+        if self.counts(lane.intended) && lane.wire < self.load.counted_calls {
             self.tally.failed(failure);
         }
         self.lanes[k].stream = None;
@@ -345,13 +371,11 @@ impl<'l> Driver<'l> {
     /// Gives up on what has waited too long.
     fn expire(&mut self, now: Instant) {
         while let Some(&intended) = self.waiting.front() {
-            if now.duration_since(intended) < self.load.timeout {
+            if now.duration_since(intended) < self.load.patience {
                 break;
             }
             self.waiting.pop_front();
-            if self.counts(intended) {
-                self.tally.failed(Failure::Unsent);
-            }
+            self.give_up(intended);
         }
         for k in 0..self.lanes.len() {
             let lane = &self.lanes[k];

@@ -52,6 +52,7 @@ fn load(address: SocketAddr) -> Load {
         warm_up: Duration::ZERO,
         measured: Duration::from_millis(300),
         timeout: Duration::from_secs(20),
+        patience: Duration::from_secs(20),
         ..Load::closed(address, vec![call], 2)
     }
 }
@@ -145,6 +146,7 @@ fn no_answer_is_a_timeout_for_what_was_sent_and_unsent_for_what_waited() {
         },
         connections: 1,
         timeout: Duration::from_millis(400),
+        patience: Duration::from_millis(400),
         ..load(address)
     }
     .run()
@@ -202,4 +204,66 @@ fn the_same_seed_offers_the_same_number_of_requests() {
         tally.answered() + tally.failed_in_all()
     };
     assert_eq!(offered(7), offered(7));
+}
+
+/// The server holds the only connection until the client gives up; who has no patience is never sent.
+#[test]
+fn without_patience_an_arrival_that_finds_no_connection_is_unsent_at_once() {
+    let address = server(|_, stream| {
+        drop(stream.read(&mut [0]));
+        None
+    });
+    let tally = Load {
+        arrivals: Arrivals::Poisson {
+            per_second: 2000.0,
+            seed: 7,
+        },
+        connections: 1,
+        timeout: Duration::from_secs(1),
+        patience: Duration::ZERO,
+        ..load(address)
+    }
+    .run()
+    .unwrap();
+    // All were meant to start within 300 ms, one was sent.
+    assert_eq!(tally.failures(Failure::Timeout), 1);
+    assert_eq!(tally.failures(Failure::Unsent) + 1, tally.failed_in_all());
+    assert!(tally.failures(Failure::Unsent) > 100);
+}
+
+#[test]
+fn a_refused_caller_asks_again_and_counts_once() {
+    const REFUSAL: &[u8] = b"HTTP/1.1 429 Too Many Requests\r\ncontent-length: 0\r\n\r\n";
+    // Two refusals before each good answer.
+    let address = server(|request, stream| {
+        let answer = if request % 3 < 2 { REFUSAL } else { GOOD };
+        stream.write_all(answer).ok()
+    });
+    let run = |retries| Load {
+        retries,
+        connections: 1,
+        ..load(address)
+    };
+    let tally = run(2).run().unwrap();
+    assert!(tally.answered() > 0);
+    assert_eq!(tally.failed_in_all(), 0);
+    assert_eq!(tally.statuses[&429], 2 * tally.statuses[&200]);
+    let tally = run(1).run().unwrap();
+    assert!(tally.failures(Failure::Shed) > 0);
+}
+
+#[test]
+fn calls_beyond_the_counted_ones_are_sent_and_not_counted() {
+    let address = server(|_, stream| stream.write_all(GOOD).ok());
+    let one = load(address);
+    let tally = Load {
+        calls: vec![one.calls[0].clone(), one.calls[0].clone()],
+        counted_calls: 1,
+        connections: 1,
+        ..one
+    }
+    .run()
+    .unwrap();
+    assert!(tally.answered() > 0);
+    assert!(tally.sent.abs_diff(2 * tally.answered()) <= 1);
 }

@@ -1,14 +1,14 @@
 //! `drain`: SIGTERM in the middle of load. What was accepted must be answered.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use serde_json::json;
 
 use super::{Bench, ROWS, measure, must_be_clean};
-use crate::chart::short;
+use crate::chart::{Bars, short};
 use crate::deployment::Deployed;
-use crate::finding::{Finding, Table};
+use crate::finding::{Finding, Table, median};
 use crate::load::{Arrivals, Failure, Load, Tally, Transport};
 use crate::models::{ensemble, rows};
 use crate::question::json_calls;
@@ -20,7 +20,7 @@ const LENGTH: Duration = Duration::from_secs(2);
 
 /// Runs the scenario.
 pub(crate) async fn run(bench: &Bench) -> Result<Finding> {
-    let conditions = Bench::conditions();
+    let conditions = bench.conditions();
     let folder = bench.folder("drain")?;
     let mut table = Table::new(&[
         "connections",
@@ -32,18 +32,25 @@ pub(crate) async fn run(bench: &Bench) -> Result<Finding> {
         "timeout",
         "5xx",
         "refused after the end",
+        "gone after ms",
     ]);
     let mut figures = serde_json::Map::new();
+    let mut bars = Vec::new();
     for (name, transport) in [
         ("keep-alive", Transport::KeepAlive),
         ("one a request", Transport::ConnectionPerRequest),
     ] {
         let mut sum: Option<Tally> = None;
-        let mut offered = 0.0;
+        let (mut offered, mut gone_ms) = (Vec::new(), Vec::new());
         for round in 0..bench.rounds {
             eprintln!("drain: {name}, {} of {}", round + 1, bench.rounds);
-            let (tally, per_second) = one_drain(bench, &folder, transport).await?;
-            offered = per_second;
+            let Drained {
+                tally,
+                per_second,
+                took,
+            } = one_drain(bench, &folder, transport).await?;
+            offered.push(per_second);
+            gone_ms.push(took.as_secs_f64() * 1e3);
             match &mut sum {
                 Some(sum) => sum.add(&tally)?,
                 None => sum = Some(tally),
@@ -53,13 +60,17 @@ pub(crate) async fn run(bench: &Bench) -> Result<Finding> {
             continue;
         };
         let refused = refused(&sum);
-        table.push(&row(name, bench.rounds, offered, &sum));
+        let mut row = row(name, bench.rounds, median(&offered), &sum);
+        row.push(short(median(&gone_ms)));
+        table.push(&row);
+        bars.push((name.to_owned(), median(&gone_ms)));
         figures.insert(
             name.into(),
             json!({
                 "drains": bench.rounds,
                 "failed": sum.failed_in_all() - refused,
                 "refused": refused,
+                "gone_ms": gone_ms,
                 "tally": sum.json(),
             }),
         );
@@ -79,7 +90,11 @@ pub(crate) async fn run(bench: &Bench) -> Result<Finding> {
         figures: figures.into(),
         table,
         plots: Vec::new(),
-        bars: Vec::new(),
+        bars: vec![Bars {
+            title: "From SIGTERM to the end of the process".into(),
+            unit: "ms".into(),
+            bars,
+        }],
     })
 }
 
@@ -102,12 +117,20 @@ fn row(name: &str, drains: usize, offered: f64, sum: &Tally) -> Vec<String> {
     ]
 }
 
+/// A gateway that came to its end under load.
+struct Drained {
+    tally: Tally,
+    per_second: f64,
+    /// From the signal to the end of the process.
+    took: Duration,
+}
+
 /// A fresh gateway, its capacity, and its end.
 async fn one_drain(
     bench: &Bench,
     folder: &std::path::Path,
     transport: Transport,
-) -> Result<(Tally, f64)> {
+) -> Result<Drained> {
     let deployed = Deployed::plain(MODEL, ensemble(bench.seed));
     let gateway = bench.deploy(folder.join("project"), vec![deployed]).await?;
     let load = Load {
@@ -130,13 +153,19 @@ async fn one_drain(
         warm_up: Duration::ZERO,
         measured: LENGTH,
         timeout: Duration::from_secs(5),
+        patience: Duration::from_secs(5),
         ..load
     };
     let end = async {
         tokio::time::sleep(LENGTH / 2).await;
-        gateway.drain().await
+        let asked = Instant::now();
+        gateway.drain().await?;
+        anyhow::Ok(asked.elapsed())
     };
-    let (tally, drained) = tokio::join!(load.run_beside(), end);
-    drained?;
-    Ok((tally?, per_second))
+    let (tally, took) = tokio::join!(load.run_beside(), end);
+    Ok(Drained {
+        tally: tally?,
+        per_second,
+        took: took?,
+    })
 }

@@ -4,7 +4,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::{Bench, measure, must_be_clean};
-use crate::chart::short;
+use crate::chart::{Bars, short};
 use crate::client::Lane;
 use crate::deployment::Deployed;
 use crate::finding::{Finding, Table, median};
@@ -29,7 +29,7 @@ struct Cell {
 
 /// Runs the scenario.
 pub(crate) async fn run(bench: &Bench) -> Result<Finding> {
-    let conditions = Bench::conditions();
+    let conditions = bench.conditions();
     let folder = bench.folder("engines")?;
     let mut gateways: Vec<(&str, Gateway)> = Vec::new();
     let mut left_out = Vec::new();
@@ -108,11 +108,15 @@ fn finding(
         "model µs/row",
     ]);
     let mut figures = serde_json::Map::new();
+    let mut bars = Vec::new();
     for (engine, cells) in engines.iter().zip(cells) {
         let mut batches = serde_json::Map::new();
         for (batch, cell) in BATCHES.iter().zip(cells) {
             let middle = |us: &[f64]| (!us.is_empty()).then(|| median(us));
             let compute = middle(&cell.compute_us);
+            if let Some(us) = compute {
+                bars.push((format!("{engine}, batch {batch}"), us / *batch as f64));
+            }
             let shown = |value: Option<f64>| value.map_or_else(|| "–".to_owned(), short);
             table.push(&[
                 (*engine).into(),
@@ -146,6 +150,10 @@ fn finding(
         figures: figures.into(),
         table,
         plots: Vec::new(),
-        bars: Vec::new(),
+        bars: vec![Bars {
+            title: "The model's own time for a row".into(),
+            unit: "µs".into(),
+            bars,
+        }],
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use super::{Bench, CONNECTIONS, ROWS, answer, measure};
+use super::{Bench, CONNECTIONS, Measured, ROWS, answer, measure};
 use crate::chart::{Bars, short};
 use crate::deployment::Deployed;
 use crate::finding::{Finding, Table, median};
@@ -118,6 +118,8 @@ pub(crate) struct Peers {
 struct Line {
     title: String,
     per_second: Vec<f64>,
+    /// Processor time of the server and all its processes for an answer.
+    cpu_us: Vec<f64>,
     total: Option<Tally>,
     missing: Option<String>,
 }
@@ -127,12 +129,14 @@ impl Line {
         Self {
             title: title.into(),
             per_second: Vec::new(),
+            cpu_us: Vec::new(),
             total: None,
             missing: None,
         }
     }
 
-    fn take(&mut self, tally: &Tally) -> Result<()> {
+    fn take(&mut self, measured: &Measured) -> Result<()> {
+        let tally = &measured.tally;
         ensure!(
             tally.failed_in_all() == 0 && tally.answered() > 0,
             "{}: {:#}",
@@ -140,6 +144,7 @@ impl Line {
             tally.json()
         );
         self.per_second.push(tally.per_second());
+        self.cpu_us.push(measured.server_cpu_us);
         match &mut self.total {
             Some(total) => total.add(tally)?,
             None => self.total = Some(tally.clone()),
@@ -150,7 +155,7 @@ impl Line {
 
 /// Runs the scenario.
 pub(crate) async fn run(bench: &Bench, peers: &Peers) -> Result<Finding> {
-    let conditions = Bench::conditions();
+    let conditions = bench.conditions();
     let folder = bench.folder("peers")?;
     let onnx = ensemble(bench.seed);
     let model = folder.join("scored.onnx");
@@ -179,7 +184,7 @@ pub(crate) async fn run(bench: &Bench, peers: &Peers) -> Result<Finding> {
             (gateway.addresses.http, gateway.pid()),
         ]) {
             let load = bench.closed(address, calls.clone());
-            line.take(&measure(load, pid).await?.tally)?;
+            line.take(&measure(load, pid).await?)?;
         }
         for (peer, line) in chosen.iter().zip(&mut others) {
             if line.missing.is_some() {
@@ -197,9 +202,10 @@ pub(crate) async fn run(bench: &Bench, peers: &Peers) -> Result<Finding> {
                 reference: &reference,
                 folder: &folder,
             };
-            match peers.measure(bench, peer, &asked).await {
-                Ok(tally) => line.take(&tally)?,
-                Err(error) => line.missing = Some(format!("{error:#}")),
+            let measured = peers.measure(bench, peer, &asked).await;
+            if let Err(error) = measured.and_then(|measured| line.take(&measured)) {
+                eprintln!("peers: {}: {error:#}", peer.title);
+                line.missing = Some(format!("{error:#}"));
             }
         }
     }
@@ -249,7 +255,7 @@ impl Peers {
     }
 
     /// Starts the peer, compares its first answer with ours, loads it and ends it.
-    async fn measure(&self, bench: &Bench, peer: &Peer, asked: &Asked<'_>) -> Result<Tally> {
+    async fn measure(&self, bench: &Bench, peer: &Peer, asked: &Asked<'_>) -> Result<Measured> {
         let address = free_address()?;
         let calls: Vec<Call> = asked
             .calls
@@ -275,7 +281,7 @@ impl Peers {
         load.warm_up = Duration::from_secs(2);
         let measured = measure(load, server.pid()).await;
         server.stop().await;
-        Ok(measured?.tally)
+        measured
     }
 
     fn command(&self, peer: &Peer, address: SocketAddr, model: &Path) -> Result<Command> {
@@ -316,18 +322,32 @@ fn score(body: &[u8]) -> Result<f64> {
 }
 
 fn finding(bench: &Bench, conditions: Conditions, lines: &[Line]) -> Finding {
-    let ours = median(&lines[1].per_second);
-    let mut table = Table::new(&["server", "per second", "Loopgate is", "p50 µs", "p99 µs"]);
+    let ours = &lines[1].per_second;
+    let mut table = Table::new(&[
+        "server",
+        "per second",
+        "Loopgate is",
+        "least to most",
+        "server µs/request",
+        "p50 µs",
+        "p99 µs",
+    ]);
     let mut figures = serde_json::Map::new();
     let mut bars = Vec::new();
     for line in lines {
         match (&line.missing, &line.total) {
             (None, Some(total)) => {
                 let rate = median(&line.per_second);
+                let pairs = ours.iter().zip(&line.per_second);
+                let mut times: Vec<f64> = pairs.map(|(ours, theirs)| ours / theirs).collect();
+                times.sort_unstable_by(f64::total_cmp);
+                let shown = |times: Option<&f64>| times.map_or_else(String::new, |x| short(*x));
                 table.push(&[
                     line.title.clone(),
                     short(rate),
-                    format!("{} ×", short(ours / rate)),
+                    format!("{} ×", short(median(&times))),
+                    format!("{} to {}", shown(times.first()), shown(times.last())),
+                    short(median(&line.cpu_us)),
                     short(total.quantile_us(0.5)),
                     short(total.quantile_us(0.99)),
                 ]);
@@ -336,7 +356,8 @@ fn finding(bench: &Bench, conditions: Conditions, lines: &[Line]) -> Finding {
                     line.title.clone(),
                     json!({
                         "per_second": line.per_second,
-                        "loopgate_times": ours / rate,
+                        "loopgate_times": times,
+                        "server_cpu_us": line.cpu_us,
                         "all_runs": total.json(),
                     }),
                 );
@@ -355,8 +376,8 @@ fn finding(bench: &Bench, conditions: Conditions, lines: &[Line]) -> Finding {
         title: "Peers: the same file, row and generator",
         method: format!(
             "200 × 31 trees on 71 floats, JSON, one row, {CONNECTIONS} connections, closed loop, the server \
-             and all its processes on one core; medians of {} rounds of {} s, in each of which every server \
-             runs once. Each peer is configured for speed as its documentation recommends (`bench/peers`); \
+             and all its processes on one core, the generator on another; medians of {} rounds of {} s, in \
+             each of which every server runs once, ratios within a round. Each peer is configured for speed as its documentation recommends (`bench/peers`); \
              its first answer is compared with ours.",
             bench.rounds,
             bench.run.as_secs_f64()

@@ -7,7 +7,7 @@ use anyhow::Result;
 use serde_json::json;
 
 use super::{Bench, ROWS, must_be_clean};
-use crate::chart::short;
+use crate::chart::{Bars, short};
 use crate::deployment::{Deployed, Deployment};
 use crate::finding::{Finding, Table, median};
 use crate::load::{Arrivals, Load, Tally};
@@ -32,14 +32,13 @@ struct Balance {
 
 /// Runs the scenario.
 pub(crate) async fn run(bench: &Bench) -> Result<Finding> {
-    let conditions = Bench::conditions();
+    let conditions = bench.conditions();
     let gateway = Deployment {
-        loopgate: &bench.loopgate,
         folder: bench.folder("skew")?.join("project"),
         models: vec![Deployed::plain(MODEL, ensemble(bench.seed))],
-        features: None,
         serving_threads: THREADS,
         core: None,
+        ..Deployment::on_one_core(&bench.loopgate)
     }
     .start()
     .await?;
@@ -57,6 +56,7 @@ pub(crate) async fn run(bench: &Bench) -> Result<Finding> {
         "worst",
     ]);
     let mut figures = serde_json::Map::new();
+    let mut bars = Vec::new();
     for (name, runs) in [
         (format!("{EVEN} alike"), &even),
         (format!("{HOT} hot, {COLD} cold"), &skewed),
@@ -70,6 +70,7 @@ pub(crate) async fn run(bench: &Bench) -> Result<Finding> {
             format!("{:.0} %", 100.0 * median(&shares)),
             format!("{:.0} %", 100.0 * worst),
         ]);
+        bars.push((name.clone(), 100.0 * median(&shares)));
         figures.insert(name, json!({"per_second": rates, "balance": shares}));
     }
     Ok(Finding {
@@ -85,7 +86,11 @@ pub(crate) async fn run(bench: &Bench) -> Result<Finding> {
         figures: figures.into(),
         table,
         plots: Vec::new(),
-        bars: Vec::new(),
+        bars: vec![Bars {
+            title: "Processor time of the idler thread, of the busier's".into(),
+            unit: "%".into(),
+            bars,
+        }],
     })
 }
 

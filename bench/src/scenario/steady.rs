@@ -39,7 +39,7 @@ struct Subject {
 
 /// Runs the scenario.
 pub(crate) async fn run(bench: &Bench) -> Result<Finding> {
-    let conditions = Bench::conditions();
+    let conditions = bench.conditions();
     let folder = bench.folder("steady")?;
     let plain = bench
         .deploy(
@@ -48,15 +48,13 @@ pub(crate) async fn run(bench: &Bench) -> Result<Finding> {
         )
         .await?;
     let bound = Deployment {
-        loopgate: &bench.loopgate,
         folder: folder.join("features"),
         models: vec![Deployed {
             service: Some(account::SERVICE),
             ..Deployed::plain(MODEL, ensemble(bench.seed))
         }],
         features: Some(account::features_toml()),
-        serving_threads: 1,
-        core: Bench::server_core(),
+        ..Deployment::on_one_core(&bench.loopgate)
     }
     .start()
     .await?;
