@@ -27,6 +27,7 @@ const FIVES: [u64; 28] = {
 };
 
 /// The single that is nearest.
+#[inline(always)]
 pub(crate) fn to_f32(digits: u64, exponent: i32) -> Option<f32> {
     // Where a single is halfway between two others, these bits of the double are just this.
     const BELOW_SINGLE: u64 = (1 << 29) - 1;
@@ -41,6 +42,7 @@ pub(crate) fn to_f32(digits: u64, exponent: i32) -> Option<f32> {
     (!doubtful && !subnormal).then_some(near as f32)
 }
 
+#[inline(always)]
 fn scaled(digits: u64, exponent: i32) -> Option<f64> {
     let ten = TENS.get(exponent.unsigned_abs() as usize)?;
     Some(match exponent < 0 {

@@ -136,7 +136,11 @@ impl Element for Vec<u8> {
 macro_rules! float_element {
     ($float:ty, $read:ident, $name:literal) => {
         impl Element for $float {
+            #[inline(always)]
             fn read(cursor: &mut Cursor<'_>) -> Result<Self, JsonError> {
+                if let Some(value) = cursor.short_number(|short| short.$read()) {
+                    return Ok(value);
+                }
                 let number = cursor.number_or_token()?;
                 let value = number.$read();
                 if value.is_finite() || number.non_finite {
@@ -168,6 +172,7 @@ integer_element! {
     i8, "INT8"; i16, "INT16"; i32, "INT32"; i64, "INT64";
 }
 
+#[cold]
 fn unfit(cursor: &Cursor<'_>, number: Number<'_>, name: &str) -> JsonError {
     cursor.error(format!("{} does not fit {name}", number.shown()))
 }

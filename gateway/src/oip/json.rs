@@ -7,7 +7,7 @@
 
 use std::borrow::Cow;
 
-use super::number::{Number, scan};
+use super::number::{Number, Short, scan};
 
 /// Containers that may be open at once, the outermost one included.
 pub(crate) const DEPTH_MAX: u32 = 64;
@@ -50,6 +50,7 @@ impl<'a> Cursor<'a> {
         self.bytes.len().saturating_sub(self.at)
     }
 
+    #[cold]
     pub(crate) fn error(&self, problem: impl Into<Cow<'static, str>>) -> JsonError {
         JsonError(Box::new(Problem {
             at: self.at,
@@ -57,12 +58,21 @@ impl<'a> Cursor<'a> {
         }))
     }
 
+    #[inline]
     fn byte(&self) -> Option<u8> {
         self.bytes.get(self.at).copied()
     }
 
     /// The first byte of the next token; `None` at the end.
+    #[inline]
     pub(crate) fn peek(&mut self) -> Option<u8> {
+        match self.byte() {
+            Some(byte) if byte > b' ' => Some(byte),
+            _ => self.peek_past_space(),
+        }
+    }
+
+    fn peek_past_space(&mut self) -> Option<u8> {
         while let Some(byte) = self.byte() {
             if !matches!(byte, b' ' | b'\n' | b'\r' | b'\t') {
                 return Some(byte);
@@ -117,10 +127,12 @@ impl<'a> Cursor<'a> {
     }
 
     /// Whether the open array has another item; false once it is closed.
+    #[inline(always)]
     pub(crate) fn next_item(&mut self, first: &mut bool) -> Result<bool, JsonError> {
         self.next(first, b']')
     }
 
+    #[inline(always)]
     fn next(&mut self, first: &mut bool, closing: u8) -> Result<bool, JsonError> {
         let was_first = std::mem::replace(first, false);
         match self.peek() {
@@ -261,6 +273,16 @@ impl<'a> Cursor<'a> {
 
     fn rest(&self) -> &'a [u8] {
         self.bytes.get(self.at..).unwrap_or_default()
+    }
+
+    /// What `read` makes of a short number, which is then passed over; `None`, and nothing passed over,
+    /// where the next token is none or `read` is not sure of it. What comes before it is not skipped.
+    #[inline(always)]
+    pub(crate) fn short_number<T>(&mut self, read: impl Fn(&Short) -> Option<T>) -> Option<T> {
+        let short = Short::scan(self.bytes.get(self.at..)?.first_chunk()?)?;
+        let value = read(&short)?;
+        self.at += short.length;
+        Some(value)
     }
 
     /// A number, or one of the tokens of non-finite floats.

@@ -90,6 +90,57 @@ where
         .expect("the standard library reads every number of JSON, and the three tokens")
 }
 
+/// A number of at most eight digits before its point and after it, and no exponent: most are.
+pub(super) struct Short {
+    digits: u64,
+    /// How many of the digits are behind the point.
+    scale: usize,
+    negative: bool,
+    /// Bytes of its text.
+    pub length: usize,
+}
+
+impl Short {
+    /// Reads one at the beginning of `text`; `None` where there is none, or none that is sure to end
+    /// within `text`. Its sign, its point and the lengths of its parts cost no branch: no processor can
+    /// guess them.
+    #[inline(always)]
+    pub(super) fn scan(text: &[u8; 24]) -> Option<Self> {
+        let negative = text[0] == b'-';
+        let first = usize::from(negative);
+        let (whole, above) = leading_digits(*text[first..].first_chunk()?);
+        let point = first + whole;
+        let has_point = text[point] == b'.';
+        let (more, below) = leading_digits(*text[point + 1..].first_chunk()?);
+        let (scale, below) = if has_point { (more, below) } else { (0, 0) };
+        let length = point + usize::from(has_point) + scale;
+        // A digit that follows is the ninth.
+        let is_whole = !(text[length].is_ascii_digit() || text[length] | 0x20 == b'e');
+        let begins_well = whole == 1 || (whole > 1 && text[first] != b'0');
+        let ends_well = scale > 0 || !has_point;
+        (is_whole && begins_well && ends_well).then_some(Self {
+            digits: appended(above, below, *TENS.get(scale)?),
+            scale,
+            negative,
+            length,
+        })
+    }
+
+    /// The nearest single, as [`Number::to_f32`]; `None` where only the longer way is sure.
+    #[inline(always)]
+    pub(super) fn to_f32(&self) -> Option<f32> {
+        let value = decimal::to_f32(self.digits, -(self.scale as i32))?;
+        Some(if self.negative { -value } else { value })
+    }
+
+    /// The nearest double, as [`Number::to_f64`].
+    #[inline(always)]
+    pub(super) fn to_f64(&self) -> Option<f64> {
+        let value = decimal::to_f64(self.digits, -(self.scale as i32))?;
+        Some(if self.negative { -value } else { value })
+    }
+}
+
 /// Reads a number at the beginning of `text`, and how long it is; or what is wrong, and where.
 #[inline]
 pub(super) fn scan(text: &[u8]) -> Result<(Number<'_>, usize), (&'static str, usize)> {
@@ -133,7 +184,6 @@ pub(super) fn scan(text: &[u8]) -> Result<(Number<'_>, usize), (&'static str, us
 }
 
 /// Appends the digits from `at` on, one by one; and where they end.
-#[inline]
 fn digit_run(text: &[u8], mut at: usize, mut digits: u64) -> (u64, usize) {
     while let Some(digit @ b'0'..=b'9') = text.get(at) {
         digits = appended(digits, u64::from(digit - b'0'), 10);
@@ -143,7 +193,6 @@ fn digit_run(text: &[u8], mut at: usize, mut digits: u64) -> (u64, usize) {
 }
 
 /// Appends the digits from `at` on, eight at a time; and where they end.
-#[inline]
 fn fraction(text: &[u8], mut at: usize, mut digits: u64) -> (u64, usize) {
     while let Some(chunk) = text.get(at..).and_then(<[u8]>::first_chunk::<8>) {
         let (count, value) = leading_digits(*chunk);
@@ -195,18 +244,15 @@ fn appended(digits: u64, more: u64, ten: u64) -> u64 {
 
 /// How many of the eight bytes, from the first, are digits, and their value: all eight in one word,
 /// after Lemire, "Number parsing at a gigabyte per second", 2021, section 3.
-#[inline]
+#[inline(always)]
 fn leading_digits(bytes: [u8; 8]) -> (usize, u64) {
     const EACH: u64 = 0x0101_0101_0101_0101;
     let values = u64::from_le_bytes(bytes) ^ (EACH * 0x30);
     // The high bit of each byte that is above 9, up to and including the first such byte.
     let others = (values.wrapping_add(EACH * 0x76) | values) & (EACH * 0x80);
     let count = others.trailing_zeros() / 8;
-    if count == 0 {
-        return (0, 0);
-    }
     // Zeros in front, in place of what follows the digits.
-    let values = values << (64 - 8 * count);
+    let values = values.unbounded_shl(64 - 8 * count);
     const PAIRS: u64 = 0x0000_00ff_0000_00ff;
     let pairs = values.wrapping_mul(10).wrapping_add(values >> 8);
     let fours = (pairs & PAIRS).wrapping_mul(100 + (1_000_000 << 32));
