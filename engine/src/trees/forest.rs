@@ -11,7 +11,7 @@
 
 use super::masks::Masks;
 use super::number::Number;
-use super::tree::{Laid, Leaf, Record, Tree};
+use super::tree::{Laid, Leaf, Record, Tree, only_target};
 
 /// A forest whose scores have `width` columns.
 #[derive(Debug)]
@@ -108,8 +108,8 @@ impl Nodes for WideNodes {
 /// What leaves add, by their places.
 #[derive(Debug)]
 enum Payload<T> {
-    /// One weight to the only column.
-    Single(Vec<T>),
+    /// One weight to the one column that is scored.
+    Single { target: usize, weights: Vec<T> },
     /// Leaf at place p adds `weights[starts[p]..starts[p + 1]]`.
     Spans {
         starts: Vec<usize>,
@@ -152,7 +152,7 @@ impl<T: Number> Forest<T> {
         };
         Self {
             walks: Walks::new(&laid, columns_min),
-            payload: Payload::new(&laid, width),
+            payload: Payload::new(&laid, how),
             thresholds,
             masks,
             columns_min,
@@ -346,12 +346,16 @@ impl NarrowNodes {
 }
 
 impl<T: Number> Payload<T> {
-    fn new(laid: &[Laid<T>], width: usize) -> Self {
+    fn new(laid: &[Laid<T>], how: Combine) -> Self {
         let leaves = || laid.iter().flat_map(|tree| &tree.leaves);
-        if width == 1 && leaves().all(|leaf| leaf.len() <= 1) {
+        // A leaf that scores nothing adds nothing, but it is no minimum.
+        if how == Combine::Sum
+            && let Some(target) = only_target(laid)
+        {
             let weight =
                 |leaf: &Vec<Leaf<T>>| leaf.first().map_or(T::default(), |leaf| leaf.weight);
-            return Self::Single(leaves().map(weight).collect());
+            let weights = leaves().map(weight).collect();
+            return Self::Single { target, weights };
         }
         let mut starts = vec![0];
         let mut weights = Vec::new();
@@ -365,11 +369,12 @@ impl<T: Number> Payload<T> {
     #[inline]
     fn add(&self, places: &[u32], scores: &mut [T], combine: impl Fn(&mut T, T)) {
         match self {
-            Self::Single(weights) => {
-                let score = &mut scores[0];
+            Self::Single { target, weights } => {
+                let mut score = scores[*target];
                 for &place in places {
-                    combine(score, weights[place as usize]);
+                    combine(&mut score, weights[place as usize]);
                 }
+                scores[*target] = score;
             }
             Self::Spans { starts, weights } => {
                 for &place in places {

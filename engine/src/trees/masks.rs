@@ -12,7 +12,7 @@ use std::ops::{BitOr, BitOrAssign, Not};
 use fearless_simd::{Level, dispatch};
 
 use super::number::Number;
-use super::tree::{Laid, Leaf};
+use super::tree::{Laid, Leaf, only_target};
 
 /// The forest as masks, the widest vectors of this machine chosen.
 #[derive(Debug)]
@@ -37,8 +37,8 @@ const ROWS_MIN: usize = 8;
 impl<T: Number> Masks<T> {
     /// None where a tree has more than 64 leaves.
     pub(super) fn new(laid: &[Laid<T>], width: usize) -> Option<Self> {
-        let to_32 = || Table::new(laid, width).map(Width::To32);
-        let to_64 = || Table::new(laid, width).map(Width::To64);
+        let to_32 = || Table::new(laid).map(Width::To32);
+        let to_64 = || Table::new(laid).map(Width::To64);
         Some(Self {
             table: to_32().or_else(to_64)?,
             width,
@@ -101,7 +101,10 @@ struct Split<M> {
 /// By tree, what its leaves add.
 #[derive(Debug)]
 enum Leaves<T, const LEAVES: usize> {
-    Single(Vec<[T; LEAVES]>),
+    Single {
+        target: usize,
+        weights: Vec<[T; LEAVES]>,
+    },
     Spans {
         spans: Vec<[(u32, u32); LEAVES]>,
         weights: Vec<Leaf<T>>,
@@ -139,11 +142,11 @@ mask!(u32);
 mask!(u64);
 
 impl<M: Mask, T: Number, const LEAVES: usize> Table<M, T, LEAVES> {
-    fn new(laid: &[Laid<T>], width: usize) -> Option<Self> {
+    fn new(laid: &[Laid<T>]) -> Option<Self> {
         let mut table = Self {
             splits: Vec::new(),
             ends: Vec::new(),
-            leaves: Leaves::new(laid, width),
+            leaves: Leaves::new(laid),
         };
         for tree in laid {
             // A path is no longer than its tree, so the recursion is bounded here.
@@ -179,10 +182,10 @@ impl<M: Mask, T: Number, const LEAVES: usize> Table<M, T, LEAVES> {
     #[inline(always)]
     fn block(&self, keys: &[[i32; ROWS]], scores: &mut [T], width: usize) {
         match &self.leaves {
-            Leaves::Single(weights) => {
+            Leaves::Single { target, weights } => {
                 let mut sums = [T::default(); ROWS];
-                for (sum, score) in sums.iter_mut().zip(scores.iter()) {
-                    *sum = *score;
+                for (sum, scores) in sums.iter_mut().zip(scores.chunks_exact(width)) {
+                    *sum = scores[*target];
                 }
                 let mut weights = weights.iter();
                 self.pass(keys, |lost| {
@@ -193,8 +196,8 @@ impl<M: Mask, T: Number, const LEAVES: usize> Table<M, T, LEAVES> {
                         *sum += weights[lost.trailing_ones() % LEAVES];
                     }
                 });
-                for (score, sum) in scores.iter_mut().zip(sums) {
-                    *score = sum;
+                for (scores, sum) in scores.chunks_exact_mut(width).zip(sums) {
+                    scores[*target] = sum;
                 }
             }
             Leaves::Spans { spans, weights } => {
@@ -231,15 +234,16 @@ impl<M: Mask, T: Number, const LEAVES: usize> Table<M, T, LEAVES> {
 }
 
 impl<T: Number, const LEAVES: usize> Leaves<T, LEAVES> {
-    fn new(laid: &[Laid<T>], width: usize) -> Self {
-        let mut leaves = laid.iter().flat_map(|tree| &tree.leaves);
-        if width == 1 && leaves.all(|leaf| leaf.len() <= 1) {
-            Self::Single(Vec::new())
-        } else {
-            Self::Spans {
+    fn new(laid: &[Laid<T>]) -> Self {
+        match only_target(laid) {
+            Some(target) => Self::Single {
+                target,
+                weights: Vec::new(),
+            },
+            None => Self::Spans {
                 spans: Vec::new(),
                 weights: Vec::new(),
-            }
+            },
         }
     }
 
@@ -247,7 +251,7 @@ impl<T: Number, const LEAVES: usize> Leaves<T, LEAVES> {
     fn add(&mut self, tree: &Laid<T>, places: &[u32]) -> Option<()> {
         let payloads = places.iter().map(|&place| &tree.leaves[place as usize]);
         match self {
-            Self::Single(all) => {
+            Self::Single { weights: all, .. } => {
                 let mut weights = [T::default(); LEAVES];
                 for (weight, payload) in weights.iter_mut().zip(payloads) {
                     *weight = payload.first().map_or(T::default(), |leaf| leaf.weight);

@@ -114,6 +114,19 @@ pub(super) struct Laid<T> {
     pub(super) height: u32,
 }
 
+/// The one column that leaves score, each at most once; `None` where there are several.
+pub(super) fn only_target<T>(laid: &[Laid<T>]) -> Option<usize> {
+    let mut only = None;
+    for leaf in laid.iter().flat_map(|tree| &tree.leaves) {
+        match &leaf[..] {
+            [] => {}
+            [leaf] if *only.get_or_insert(leaf.target) == leaf.target => {}
+            _ => return None,
+        }
+    }
+    Some(only.unwrap_or(0))
+}
+
 /// What is still to lay out.
 struct Open {
     /// Nodes and the places of their records.
