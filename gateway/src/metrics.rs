@@ -1,10 +1,13 @@
 //! Every metric of the gateway: name, unit, help, and the closed set of its labels.
 //!
 //! Handles of the request path are resolved once, here; per-model ones when a table is published.
-//! Histograms count seconds in fixed buckets from 50 µs. Values that are cheap to read and dear to
-//! push (in flight, queue lengths) are sampled when the page is rendered.
+//! Histograms count seconds in fixed buckets from 50 µs; that of the phases is our own (`phases`).
+//! Values that are cheap to read and dear to push (in flight, queue lengths) are sampled when the page
+//! is rendered.
 
-use std::time::{Duration, Instant};
+mod phases;
+
+use std::time::Duration;
 
 use featurestore::{Role, Status};
 use metrics::{
@@ -18,8 +21,10 @@ use crate::execute::Reason;
 use crate::pool::Left;
 use crate::table::ModelTable;
 
+use phases::BUCKETS_US;
+pub(crate) use phases::{Laps, Phase, Phases};
+
 const REQUESTS: &str = "loopgate_requests_total";
-const PHASE_SECONDS: &str = "loopgate_phase_seconds";
 const PREDICTIONS: &str = "loopgate_predictions_total";
 const FALLBACKS: &str = "loopgate_fallbacks_total";
 const NONFINITE: &str = "loopgate_nonfinite_outputs_total";
@@ -49,11 +54,6 @@ const TABLE_GENERATION: &str = "loopgate_table_generation";
 const DENIED: &str = "loopgate_denied_total";
 const HANDSHAKES: &str = "loopgate_tls_handshakes_total";
 const RELOADS: &str = "loopgate_reloads_total";
-
-const PHASE_BUCKETS_S: [f64; 16] = [
-    50e-6, 100e-6, 200e-6, 350e-6, 500e-6, 750e-6, 1e-3, 2e-3, 3.5e-3, 5e-3, 10e-3, 25e-3, 50e-3,
-    100e-3, 250e-3, 1.0,
-];
 
 /// A route as metrics see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,32 +103,11 @@ impl Outcome {
     ];
 }
 
-/// A part of a prediction's life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Phase {
-    Decode,
-    Features,
-    Run,
-    Encode,
-    /// From the request's head to its encoded answer.
-    Total,
-}
-
-impl Phase {
-    const ALL: [(Self, &'static str); 5] = [
-        (Self::Decode, "decode"),
-        (Self::Features, "features"),
-        (Self::Run, "run"),
-        (Self::Encode, "encode"),
-        (Self::Total, "total"),
-    ];
-}
-
 /// The handles of the gateway's metrics.
 pub(crate) struct Metrics {
     page: Option<PrometheusHandle>,
     requests: [[Counter; Outcome::ALL.len()]; Operation::ALL.len()],
-    phases: [Histogram; Phase::ALL.len()],
+    pub phases: Phases,
     fallbacks: [Counter; Reason::ALL.len()],
     predictions: [Counter; Role::ALL.len()],
     feature_values: [Counter; Status::ALL.len()],
@@ -169,26 +148,23 @@ pub(crate) struct Sampled {
 }
 
 impl Metrics {
-    /// Makes Prometheus the process's recorder and resolves the handles.
-    pub(crate) fn install() -> Result<Self, BuildError> {
+    /// Makes Prometheus the process's recorder and resolves the handles, for so many seats.
+    pub(crate) fn install(seats: usize) -> Result<Self, BuildError> {
+        let waits = BUCKETS_US.map(|end| f64::from(end) / 1e6);
         let page = PrometheusBuilder::new()
-            .set_buckets_for_metric(Matcher::Full(PHASE_SECONDS.to_owned()), &PHASE_BUCKETS_S)?
-            .set_buckets_for_metric(
-                Matcher::Full(POOL_WAIT_SECONDS.to_owned()),
-                &PHASE_BUCKETS_S,
-            )?
+            .set_buckets_for_metric(Matcher::Full(POOL_WAIT_SECONDS.to_owned()), &waits)?
             .install_recorder()?;
         describe();
-        Ok(Self::resolve(Some(page)))
+        Ok(Self::resolve(Some(page), seats))
     }
 
     /// Handles that lead nowhere, for tests of parts.
     #[cfg(test)]
     pub(crate) fn unread() -> Self {
-        Self::resolve(None)
+        Self::resolve(None, 0)
     }
 
-    fn resolve(page: Option<PrometheusHandle>) -> Self {
+    fn resolve(page: Option<PrometheusHandle>, seats: usize) -> Self {
         let dropped = |what: &'static str| counter!(DROPPED, "what" => what);
         let queue = |queue: &'static str| gauge!(QUEUE, "queue" => queue);
         let ingested = |kind: &'static str, outcome: &'static str| counter!(INGESTED, "kind" => kind, "outcome" => outcome);
@@ -199,7 +175,7 @@ impl Metrics {
                     counter!(REQUESTS, "operation" => operation, "outcome" => outcome)
                 })
             }),
-            phases: Phase::ALL.map(|(_, phase)| histogram!(PHASE_SECONDS, "phase" => phase)),
+            phases: Phases::new(seats),
             fallbacks: Reason::ALL.map(|reason| counter!(FALLBACKS, "reason" => reason.as_str())),
             predictions: Role::ALL.map(|role| counter!(PREDICTIONS, "role" => role.as_str())),
             feature_values: Status::ALL
@@ -234,10 +210,6 @@ impl Metrics {
 
     pub(crate) fn request(&self, operation: Operation, outcome: Outcome) {
         self.requests[operation as usize][outcome as usize].increment(1);
-    }
-
-    pub(crate) fn phase(&self, phase: Phase, elapsed: Duration) {
-        self.phases[phase as usize].record(elapsed.as_secs_f64());
     }
 
     pub(crate) fn fallback(&self, reason: Reason) {
@@ -317,10 +289,13 @@ impl Metrics {
         self.recorder_queue.set(sampled.recorder_queue as f64);
         self.shadow_queue.set(sampled.shadow_queue as f64);
         self.pool_queue.set(sampled.pool_queue as f64);
-        self.page
+        let mut page = self
+            .page
             .as_ref()
             .map(PrometheusHandle::render)
-            .unwrap_or_default()
+            .unwrap_or_default();
+        self.phases.render(&mut page);
+        page
     }
 
     /// Folds recorded samples into their buckets; without it an unread page grows for ever.
@@ -394,42 +369,8 @@ fn reloads(what: &'static str, outcome: &'static str) -> Counter {
     counter!(RELOADS, "what" => what, "outcome" => outcome)
 }
 
-/// A stopwatch over the phases of one prediction.
-pub(crate) struct Laps<'m> {
-    metrics: &'m Metrics,
-    arrived: Instant,
-    lap: Instant,
-}
-
-impl<'m> Laps<'m> {
-    pub(crate) fn start(metrics: &'m Metrics, arrived: Instant) -> Self {
-        Self {
-            metrics,
-            arrived,
-            lap: Instant::now(),
-        }
-    }
-
-    /// Ends a phase, which took so long; the next begins.
-    pub(crate) fn end(&mut self, phase: Phase) -> Duration {
-        let now = Instant::now();
-        let took = now - self.lap;
-        self.metrics.phase(phase, took);
-        self.lap = now;
-        took
-    }
-
-    /// Ends the whole, with its last phase, which took so long.
-    pub(crate) fn finish(self) -> Duration {
-        let took = self.lap - self.arrived;
-        self.metrics.phase(Phase::Total, took);
-        took
-    }
-}
-
 fn describe() {
     describe_counter!(REQUESTS, "HTTP requests by operation and outcome");
-    describe_histogram!(PHASE_SECONDS, "Seconds of a prediction by phase");
     describe_counter!(PREDICTIONS, "Predicted rows by the role of the version");
     describe_counter!(FALLBACKS, "Requests answered by a fallback, by reason");
     describe_counter!(NONFINITE, "Runs whose output held NaN or an infinity");
@@ -496,9 +437,6 @@ mod tests {
         }
         for (k, (outcome, _)) in Outcome::ALL.into_iter().enumerate() {
             assert_eq!(outcome as usize, k);
-        }
-        for (k, (phase, _)) in Phase::ALL.into_iter().enumerate() {
-            assert_eq!(phase as usize, k);
         }
         for (k, reason) in Reason::ALL.into_iter().enumerate() {
             assert_eq!(reason as usize, k);

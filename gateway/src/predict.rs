@@ -164,7 +164,7 @@ pub(crate) async fn predict<W: Wire>(
     mut wire: W,
 ) -> Result<W::Reply, PredictError> {
     let core = &*desk.core;
-    let mut laps = Laps::start(&core.metrics, call.arrived);
+    let mut laps = Laps::start(&core.metrics.phases, desk.seat, call.arrived);
 
     let request = wire.decode()?;
     let decode = laps.end(Phase::Decode);

@@ -133,7 +133,7 @@ pub(crate) struct Backstage {
 pub(crate) fn run(config: &ServeConfig) -> Result<()> {
     let threads = config.serving_threads.get();
     let seats = config.seats();
-    let metrics = Arc::new(Metrics::install()?);
+    let metrics = Arc::new(Metrics::install(seats.count())?);
     // Before anything reads the files: what changes from here on is seen.
     let watch = Watch::new(&config.security);
     let (core, mut publisher, backstage) = assemble(config, seats, metrics)?;

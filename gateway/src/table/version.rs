@@ -23,7 +23,7 @@ const TIMED_EVERY: u32 = 8;
 pub(crate) struct Seat(usize);
 
 impl Seat {
-    pub(super) fn index(self) -> usize {
+    pub(crate) fn index(self) -> usize {
         self.0
     }
 }
@@ -73,7 +73,7 @@ impl Seats {
         (0..self.count()).map(Seat)
     }
 
-    fn count(self) -> usize {
+    pub(crate) fn count(self) -> usize {
         self.serving + 2 + self.pool
     }
 }
