@@ -257,6 +257,8 @@ impl FeatureStore {
     }
 
     /// Adds to the prediction log, for one recorder thread. Not fsynced; see [`crate::predictions`].
+    ///
+    /// A row that was answered is recorded once in that role, before the shadows that scored it too.
     pub fn record(&self, records: &[PredictionRecord]) -> Result<(), RecordError> {
         let awaited = record::record(&self.inner.shared, records)?;
         self.inner.send_resolved(awaited);

@@ -59,6 +59,16 @@ impl FromStr for PredictionKey {
     }
 }
 
+impl PredictionKey {
+    /// As keys of the database hold it: the id, then the row with its highest byte first.
+    pub(crate) fn to_bytes(self) -> [u8; 20] {
+        let mut bytes = [0; 20];
+        bytes[..16].copy_from_slice(self.id.as_bytes());
+        bytes[16..].copy_from_slice(&self.row.to_be_bytes());
+        bytes
+    }
+}
+
 impl fmt::Display for PredictionKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.row {

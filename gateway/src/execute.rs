@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use engine::{RunError, Signature, Tensor, TensorData};
 use featurestore::Role;
+use smallvec::SmallVec;
 
 use crate::admission::{Admitted, DeadlinePassed, Limit, Overloaded};
 use crate::breaker::{Gate, Run};
@@ -442,9 +443,12 @@ pub(crate) fn is_finite(tensor: &Tensor) -> bool {
     }
 }
 
+/// The scores of some rows; of few rows without an allocation.
+pub(crate) type Scores = SmallVec<[f32; 4]>;
+
 /// The score of each row: the last column of the first float output (for a classifier with two
 /// columns the positive class); NaN where there is none.
-pub(crate) fn scores(outputs: &[Tensor], rows: usize) -> Vec<f32> {
+pub(crate) fn scores(outputs: &[Tensor], rows: usize) -> Scores {
     let last_of_each = |count: usize| {
         let width = count
             .checked_div(rows)
@@ -464,7 +468,7 @@ pub(crate) fn scores(outputs: &[Tensor], rows: usize) -> Vec<f32> {
             return scores;
         }
     }
-    vec![f32::NAN; rows]
+    Scores::from_elem(f32::NAN, rows)
 }
 
 #[cfg(test)]
@@ -489,9 +493,9 @@ mod tests {
     fn the_score_is_the_last_column_of_the_first_float_output() {
         let labels = Tensor::new(vec![2], TensorData::Int64(vec![0, 1])).unwrap();
         let classes = Tensor::new(vec![2, 2], TensorData::Fp32(vec![0.9, 0.1, 0.2, 0.8])).unwrap();
-        assert_eq!(scores(&[labels.clone(), classes], 2), [0.1, 0.8]);
+        assert_eq!(scores(&[labels.clone(), classes], 2)[..], [0.1, 0.8]);
         let flat = Tensor::new(vec![2], TensorData::Fp64(vec![0.5, 0.25])).unwrap();
-        assert_eq!(scores(&[flat], 2), [0.5, 0.25]);
+        assert_eq!(scores(&[flat], 2)[..], [0.5, 0.25]);
         assert!(scores(&[labels], 2).iter().all(|score| score.is_nan()));
         assert!(scores(&[], 0).is_empty());
     }

@@ -283,8 +283,7 @@ fn record(
         version: version.map_or(0, |version| version.version),
         role: answered.role,
         at_ms: asked.at_ms,
-        inputs: Arc::clone(inputs),
-        source: own.map_or(FeatureSource::Inputs, FeatureSource::Own),
+        source: own.map_or_else(|| FeatureSource::of(inputs), FeatureSource::Own),
         scores: scores(&answered.outputs, inputs.rows),
         reason: answered.reason,
     });

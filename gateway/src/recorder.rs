@@ -13,12 +13,12 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 use crossbeam::queue::ArrayQueue;
-use featurestore::{FeatureStore, PredictionKey, PredictionRecord, Role, Value};
+use featurestore::{FeatureStore, PredictionKey, PredictionRecord, Role};
 use monitor::{Baseline, Counters};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use crate::execute::Reason;
+use crate::execute::{Reason, Scores};
 use crate::features::{Features, Inputs, count_statuses};
 use crate::metrics::Metrics;
 
@@ -43,21 +43,50 @@ pub(crate) struct Served {
     pub version: u32,
     pub role: Role,
     pub at_ms: i64,
-    pub inputs: Arc<Inputs>,
     pub source: FeatureSource,
     /// One for each row.
-    pub scores: Vec<f32>,
+    pub scores: Scores,
     pub reason: Option<Reason>,
 }
 
-/// Which features a version scored.
+/// Which features a version scored. What needs no inputs does not hold them, so that they are let go
+/// on the thread that made them.
 pub(crate) enum FeatureSource {
-    /// Those of the inputs, recorded with this entry.
-    Inputs,
-    /// Those of the inputs, recorded with the answer: a shadow of the same service.
-    Answer,
+    /// Those of the inputs, if any, recorded with this entry.
+    Inputs(Option<Arc<Inputs>>),
+    /// Those of the answer's inputs, recorded with it: a shadow of the same service, if any.
+    Answer(Option<Arc<str>>),
     /// Its own.
     Own(Features),
+}
+
+impl FeatureSource {
+    /// The features of `inputs`.
+    pub(crate) fn of(inputs: &Arc<Inputs>) -> Self {
+        Self::Inputs(inputs.features.is_some().then(|| Arc::clone(inputs)))
+    }
+
+    /// The features of `inputs`, where the answer has recorded them.
+    pub(crate) fn with_answer(inputs: &Inputs) -> Self {
+        let features = inputs.features.as_ref();
+        Self::Answer(features.map(|features| Arc::clone(&features.service_id)))
+    }
+
+    /// What is recorded with this entry.
+    fn features(&self) -> Option<&Features> {
+        match self {
+            Self::Inputs(inputs) => inputs.as_ref()?.features.as_ref(),
+            Self::Answer(_) => None,
+            Self::Own(features) => Some(features),
+        }
+    }
+
+    fn service(&self) -> Option<&Arc<str>> {
+        match self {
+            Self::Answer(service) => service.as_ref(),
+            source => source.features().map(|features| &features.service_id),
+        }
+    }
 }
 
 /// What the thread is asked, in order with the records that were pushed before.
@@ -306,11 +335,7 @@ impl Worker {
     fn count(&mut self, served: &Served) {
         let metrics = &self.shared.metrics;
         metrics.predictions(served.role, served.scores.len());
-        let features = match &served.source {
-            FeatureSource::Inputs => served.inputs.features.as_ref(),
-            FeatureSource::Own(features) => Some(features),
-            FeatureSource::Answer => None,
-        };
+        let features = served.source.features();
         let Some(features) = features.filter(|_| served.role.answered()) else {
             return;
         };
@@ -338,17 +363,8 @@ impl Worker {
 
 /// One record for each row.
 fn expand(served: &Served, records: &mut Vec<PredictionRecord>) {
-    let nothing: Arc<[Value]> = Arc::from([]);
-    let features = match &served.source {
-        FeatureSource::Inputs => served.inputs.features.as_ref(),
-        FeatureSource::Own(features) => Some(features),
-        FeatureSource::Answer => None,
-    };
-    let service = match &served.source {
-        FeatureSource::Answer => served.inputs.features.as_ref(),
-        _ => features,
-    };
-    let service = service.map(|features| Arc::clone(&features.service_id));
+    let features = served.source.features();
+    let service = served.source.service();
     for (k, (row, &score)) in (0_u32..).zip(&served.scores).enumerate() {
         let request = features.and_then(|features| features.requests.get(k));
         records.push(PredictionRecord {
@@ -361,9 +377,8 @@ fn expand(served: &Served, records: &mut Vec<PredictionRecord>) {
             version: served.version,
             role: served.role,
             at_ms: served.at_ms,
-            service: service.clone(),
-            request: request
-                .map_or_else(|| Arc::clone(&nothing), |values| Arc::from(values.clone())),
+            service: service.cloned(),
+            request: request.map_or_else(Arc::default, |values| Arc::from(&values[..])),
             features: features.and_then(|features| features.rows.get(k).cloned().map(Arc::new)),
             score,
             fallback_reason: served.reason.map(|reason| reason.as_str().into()),
@@ -383,9 +398,8 @@ mod tests {
             version: 1,
             role: Role::Champion,
             at_ms: 0,
-            inputs: Arc::clone(inputs),
-            source: FeatureSource::Inputs,
-            scores: vec![0.5, 0.25],
+            source: FeatureSource::Inputs(Some(Arc::clone(inputs))),
+            scores: Scores::from_slice(&[0.5, 0.25]),
             reason: None,
         }
     }

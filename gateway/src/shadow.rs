@@ -167,7 +167,7 @@ fn scored(
     let until = Some(Instant::now() + options.run_max);
     match reader.bind(&job.inputs, version) {
         Ok(Bound::Shared(tensors)) => score(version, options.seat, tensors, until)
-            .map(|outputs| (outputs, FeatureSource::Answer))
+            .map(|outputs| (outputs, FeatureSource::with_answer(&job.inputs)))
             .map_err(|failure| failure.to_string()),
         Ok(Bound::Own(tensors, features)) => score(version, options.seat, &tensors, until)
             .map(|outputs| (outputs, FeatureSource::Own(features)))
@@ -185,7 +185,6 @@ fn shadow(job: &ShadowJob, version: &LoadedVersion, options: &ShadowOptions) {
             version: version.version,
             role: Role::Shadow,
             at_ms: job.at_ms,
-            inputs: Arc::clone(&job.inputs),
             source,
             scores: scores(&outputs, job.inputs.rows),
             reason: None,

@@ -121,10 +121,7 @@ impl Key<'_> {
             Self::State(bytes) | Self::Dedupe(bytes) => bytes.to_vec(),
             Self::Event(number) | Self::LabelEntry(number) => number.to_be_bytes().to_vec(),
             Self::Label(key) | Self::Prediction(key) | Self::PendingLabel(key) => {
-                let mut bytes = Vec::with_capacity(20);
-                bytes.extend_from_slice(key.id.as_bytes());
-                bytes.extend_from_slice(&key.row.to_be_bytes());
-                bytes
+                key.to_bytes().to_vec()
             }
             Self::Format => vec![0],
             Self::Counters => vec![1],

@@ -179,6 +179,9 @@ impl Columns {
 
 /// The request as a JSON object by field name; a list where the fields have no names.
 fn request_json(service: Option<&Service>, values: &[Value]) -> String {
+    if service.is_none() && values.is_empty() {
+        return "[]".to_owned();
+    }
     let Some(service) = service else {
         return serde_json::Value::from_iter(values.iter().map(Value::to_json)).to_string();
     };

@@ -66,16 +66,28 @@ impl Scored {
     /// The stored form: version, time, then role, version, score and model of each.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(16 + 24 * self.scores.len());
-        out.push(VERSION);
-        varint::put(varint::zigzag(self.at_ms), &mut out);
-        for score in &self.scores {
-            out.push(score.role as u8);
-            varint::put(u64::from(score.version), &mut out);
-            out.extend_from_slice(&score.score.to_bits().to_le_bytes());
-            varint::put(score.model.len() as u64, &mut out);
-            out.extend_from_slice(score.model.as_bytes());
+        put_time(self.at_ms, &mut out);
+        for Score {
+            model,
+            version,
+            role,
+            score,
+        } in &self.scores
+        {
+            put_score(model, *version, (*role, *score), &mut out);
         }
         out
+    }
+
+    /// Appends the stored form of a row that only `record` scored.
+    pub(crate) fn encode_answer(record: &PredictionRecord, out: &mut Vec<u8>) {
+        put_time(record.at_ms, out);
+        put_score(
+            &record.model,
+            record.version,
+            (record.role, record.score),
+            out,
+        );
     }
 
     /// Reads the stored form; `intern` gives the model's name.
@@ -105,6 +117,19 @@ impl Scored {
     pub(crate) fn time_of(mut stored: &[u8]) -> Option<i64> {
         take_time(&mut stored)
     }
+}
+
+fn put_time(at_ms: i64, out: &mut Vec<u8>) {
+    out.push(VERSION);
+    varint::put(varint::zigzag(at_ms), out);
+}
+
+fn put_score(model: &str, version: u32, (role, score): (Role, f32), out: &mut Vec<u8>) {
+    out.push(role as u8);
+    varint::put(u64::from(version), out);
+    out.extend_from_slice(&score.to_bits().to_le_bytes());
+    varint::put(model.len() as u64, out);
+    out.extend_from_slice(model.as_bytes());
 }
 
 fn take_time(input: &mut &[u8]) -> Option<i64> {

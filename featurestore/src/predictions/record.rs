@@ -8,7 +8,7 @@ use rocksdb::WriteBatch;
 use super::index::{Names, Scored};
 use super::{PredictionKey, PredictionRecord};
 use crate::online::RecordError;
-use crate::online::keys::{Column, Key};
+use crate::online::keys::Column;
 use crate::online::shared::{Shared, locked};
 
 /// Writes the records; returns the predictions among them that pending labels wait for.
@@ -36,39 +36,23 @@ pub(crate) fn record(
     spooled.map(|()| awaited)
 }
 
+/// Gives every row its entry, or adds to the one that it has. Only a shadow's row has one already: an
+/// answer is recorded first, under an id that is new, so that nothing need be looked up for it.
 fn write_index(shared: &Shared, records: &[PredictionRecord]) -> Result<(), RecordError> {
     let failed = |error: rocksdb::Error| RecordError::Database(error.to_string());
-    let mut rows: HashMap<PredictionKey, Scored> = HashMap::with_capacity(records.len());
-    let mut order: Vec<PredictionKey> = Vec::with_capacity(records.len());
-    for record in records {
-        let scored = rows.entry(record.prediction).or_insert_with(|| {
-            order.push(record.prediction);
-            Scored::at(record.at_ms)
-        });
-        scored.add(record);
-    }
-    let keys: Vec<_> = order
-        .iter()
-        .map(|&key| Key::Prediction(key).to_bytes())
-        .collect();
-    let held = shared
-        .tables
-        .get_many(Column::PredictionIndex, keys.iter().map(Vec::as_slice))
-        .map_err(failed)?;
-    let mut names = Names::default();
     let mut batch = WriteBatch::default();
-    for (key, held) in order.iter().zip(held) {
-        let Some(scored) = rows.get(key) else {
-            continue;
-        };
-        // A damaged entry is written anew.
-        let merged = held
-            .and_then(|bytes| Scored::decode(&bytes, &mut |name| names.intern(name)))
-            .map(|held| held.merge(scored));
-        let stored = merged.as_ref().unwrap_or(scored).encode();
-        shared
-            .tables
-            .put(&mut batch, Key::Prediction(*key), &stored);
+    let column = shared.tables.column(Column::PredictionIndex);
+    if records.iter().all(|record| record.role.answered()) {
+        let mut stored = Vec::new();
+        for record in records {
+            stored.clear();
+            Scored::encode_answer(record, &mut stored);
+            batch.put_cf(column, record.prediction.to_bytes(), &stored);
+        }
+    } else {
+        for (key, scored) in merged(shared, records).map_err(failed)? {
+            batch.put_cf(column, key.to_bytes(), scored.encode());
+        }
     }
     shared.tables.write_lazily(batch).map_err(failed)?;
     if let Some(newest_ms) = records.iter().map(|record| record.at_ms).max() {
@@ -76,4 +60,32 @@ fn write_index(shared: &Shared, records: &[PredictionRecord]) -> Result<(), Reco
         shared.tables.drop_predictions_before(oldest_ms);
     }
     Ok(())
+}
+
+/// Each row of the records with all that is known of it, from the index and from the records.
+fn merged(
+    shared: &Shared,
+    records: &[PredictionRecord],
+) -> Result<HashMap<PredictionKey, Scored>, rocksdb::Error> {
+    let mut rows: HashMap<PredictionKey, Scored> = HashMap::with_capacity(records.len());
+    for record in records {
+        let scored = rows
+            .entry(record.prediction)
+            .or_insert_with(|| Scored::at(record.at_ms));
+        scored.add(record);
+    }
+    let keys: Vec<_> = rows.keys().map(|key| key.to_bytes()).collect();
+    let held = shared.tables.get_many(
+        Column::PredictionIndex,
+        keys.iter().map(<[u8; 20]>::as_slice),
+    )?;
+    let mut names = Names::default();
+    for (scored, held) in rows.values_mut().zip(held) {
+        // A damaged entry is written anew.
+        let held = held.and_then(|bytes| Scored::decode(&bytes, &mut |name| names.intern(name)));
+        if let Some(held) = held {
+            *scored = held.merge(scored);
+        }
+    }
+    Ok(rows)
 }
