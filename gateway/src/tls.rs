@@ -9,6 +9,7 @@ mod client;
 mod files;
 mod stream;
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -99,13 +100,14 @@ impl Tls {
             return None;
         };
         let config = Arc::clone(self.greetings.load().of(spoken));
-        let handshake = TlsAcceptor::from(config).accept(stream);
-        match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
+        // Holds the stream to the end, so that whoever sees it closed finds that counted.
+        let mut handshake = pin!(TlsAcceptor::from(config).accept(stream).into_fallible());
+        match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake.as_mut()).await {
             Ok(Ok(stream)) => {
                 self.metrics.handshakes.increment(1);
                 Some(Stream::Tls(Box::new(stream)))
             }
-            Ok(Err(error)) => {
+            Ok(Err((error, _stream))) => {
                 self.metrics.handshakes_failed.increment(1);
                 tracing::debug!(%error, "TLS handshake failed");
                 None

@@ -185,9 +185,10 @@ fn a_model_is_served_as_soon_as_it_is_registered() {
         (&plain["serving"], &plain["loaded"][0]["version"]),
         (&json!({"champion": 1}), &json!(1))
     );
-    let bound = operator.ask("/v1/models/bound");
+    let bound = operator.until("/v1/models/bound", |model| {
+        model["loop"]["state"] == "watching"
+    });
     assert_eq!(bound["loaded"][0]["service"], "score@1");
-    assert_eq!(bound["loop"]["state"], "watching");
     let history = operator.ask("/v1/models/plain/history");
     assert_eq!(history["history"][0]["to"], 1);
     assert_eq!(
@@ -327,8 +328,9 @@ fn a_promotion_goes_through_the_loop_and_keeps_the_old_champion_as_fallback() {
     );
     let served = |model: &Value| model["serving"] == json!({"champion": 2, "fallback": 1});
     operator.until("/v1/models/bound", served);
-    let view = operator.settled(0);
-    assert_eq!(view["models"]["bound"]["promotions"], 1, "{view}");
+    operator.until("/v1/loop", |view| {
+        view["models"]["bound"]["promotions"] == 1
+    });
     let decisions = operator.ask("/v1/models/bound/decisions?kind=promotion&limit=5");
     assert_eq!(decisions["decisions"][0]["version"], 2);
     assert_eq!(

@@ -133,9 +133,13 @@ fn a_kill_around_an_activation_leaves_the_old_version_or_the_new_one() {
         gateway.kill();
         let acknowledged = asked.join().unwrap() == Some(200);
         let gateway = project.serve();
-        let model = Operator::of(&gateway).until("/v1/models/plain", |model| {
-            model["serving"]["champion"].is_number()
+        let mut operator = Operator::of(&gateway);
+        // A registry that opens slowly is served without for a while.
+        operator.until("/v1/loop", |view| {
+            let is_there = view["registry_away"].is_null() && view["busy"] == false;
+            is_there && view["loaded_generation"].as_i64() > Some(0)
         });
+        let model = operator.ask("/v1/models/plain");
         let found = model["serving"]["champion"].as_u64().unwrap();
         let allowed = found == next || (found == champion && !acknowledged);
         assert!(

@@ -19,6 +19,7 @@ mod names;
 mod onnx;
 mod operator;
 mod overload;
+mod patience;
 mod process;
 mod protocol;
 mod repository;

@@ -2,10 +2,12 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::Instant;
 
 use serde_json::Value;
 
-use crate::process::Gateway;
+use crate::patience::{PATIENCE, PAUSE};
+use crate::process::{Gateway, patient};
 use crate::wire::{Connection, Reply};
 
 /// Counts and sums of clicks by user; the service's columns are `base`, the count and the sum.
@@ -45,7 +47,7 @@ impl Project {
         let write =
             |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
         std::fs::create_dir(folder.path().join("models")).unwrap();
-        write("loopgate.toml", settings);
+        write("loopgate.toml", &patient(settings));
         write("features.toml", FEATURES);
         write("models/plain.toml", "fallback = [\"fallback\"]");
         write(
@@ -152,18 +154,17 @@ impl Operator {
         reply.json()
     }
 
-    /// Asks again until the answer is as wanted; bounded, each question is a round trip.
+    /// Asks again until the answer is as wanted.
     pub(crate) fn until(&mut self, path: &str, wanted: impl Fn(&Value) -> bool) -> Value {
-        const QUESTIONS_MAX: usize = 200_000;
-        let mut last = Value::Null;
-        for _ in 0..QUESTIONS_MAX {
-            last = self.ask(path);
-            if wanted(&last) {
-                return last;
+        let started = Instant::now();
+        loop {
+            let answer = self.ask(path);
+            if wanted(&answer) {
+                return answer;
             }
-            std::thread::yield_now();
+            assert!(started.elapsed() < PATIENCE, "{path} stays {answer}");
+            std::thread::sleep(PAUSE);
         }
-        panic!("{path} stays {last}");
     }
 
     /// Waits until the gateway serves what the registry intends and its loops have settled.

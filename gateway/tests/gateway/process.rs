@@ -37,7 +37,7 @@ impl Gateway {
     pub(crate) fn with_models(setup: &Setup<'_>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let config = folder.path().join("loopgate.toml");
-        std::fs::write(&config, setup.config).unwrap();
+        std::fs::write(&config, patient(setup.config)).unwrap();
         let mut arguments = vec!["--config".to_owned(), config.display().to_string()];
         for (name, bytes) in &setup.models {
             let path = folder.path().join(format!("{name}.onnx"));
@@ -179,6 +179,22 @@ pub(crate) fn refused(arguments: &[&str]) -> Output {
         stdout: line.into_bytes(),
         stderr,
     }
+}
+
+/// The settings, with deadlines that a loaded machine keeps where they say none.
+pub(crate) fn patient(settings: &str) -> String {
+    const DEADLINE_MS: i64 = 60_000;
+    let mut settings: toml::Table = settings.parse().unwrap();
+    for (section, key) in [
+        ("serving", "deadline_ms"),
+        ("ingest", "deadline_ms"),
+        ("prepare", "timeout_ms"),
+    ] {
+        let section = settings.entry(section).or_insert(toml::Table::new().into());
+        let section = section.as_table_mut().unwrap();
+        section.entry(key).or_insert(DEADLINE_MS.into());
+    }
+    settings.to_string()
 }
 
 fn command(arguments: &[String]) -> Command {

@@ -1,12 +1,12 @@
 //! Swaps under load: nothing fails, and an answer's version is the one that computed it.
 
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use serde_json::{Value, json};
 
 use crate::onnx::affine;
 use crate::operator::{Operator, Project};
+use crate::patience::StopWhenDropped;
 use crate::wire::Connection;
 
 const CLIENTS: usize = 4;
@@ -47,14 +47,8 @@ fn under_load(project: &Project, swaps: impl FnOnce(&mut Operator, &mut Connecti
                 }
             });
         }
-        let swapped = catch_unwind(AssertUnwindSafe(|| {
-            swaps(&mut operator, &mut gateway.connect());
-        }));
-        // Before anything fails: the clients would go on for ever.
-        stop.store(true, Ordering::Relaxed);
-        if let Err(panic) = swapped {
-            resume_unwind(panic);
-        }
+        let _stop = StopWhenDropped(&stop);
+        swaps(&mut operator, &mut gateway.connect());
     });
     let failed = gateway.metric("loopgate_requests_total", "operation=\"infer\"")
         - gateway.metric(

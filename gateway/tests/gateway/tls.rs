@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
 
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
@@ -23,10 +22,10 @@ use crate::h2;
 use crate::keys::Keys;
 use crate::onnx::affine;
 use crate::operator::Project;
+use crate::patience::{PATIENCE, StopWhenDropped, eventually, eventually_some};
 use crate::process::{Gateway, Setup, refused};
 use crate::wire::{Connection, request};
 
-const PATIENCE: Duration = Duration::from_secs(20);
 const VERSIONS: [&SupportedProtocolVersion; 2] = [&TLS12, &TLS13];
 
 /// Signs certificates for this machine.
@@ -258,7 +257,8 @@ fn only_the_right_certificates_are_trusted_on_either_side() {
         .send(&request("GET", "/v2/health/live", &[], b""))
         .unwrap();
     assert!(!matches!(plain.receive(), Ok(Some(_))));
-    assert!(open.metric("loopgate_tls_handshakes_total", "outcome=\"failed\"") >= 3.0);
+    // Clients that left before they were greeted are seen by and by.
+    eventually(|| open.metric("loopgate_tls_handshakes_total", "outcome=\"failed\"") >= 3.0);
 }
 
 #[test]
@@ -283,13 +283,14 @@ fn certificates_are_replaced_under_traffic_and_broken_ones_are_not_taken() {
                 asked.fetch_add(1, Ordering::Relaxed);
             }
         });
+        let _stop = StopWhenDropped(&stop);
         for round in 1..=6 {
+            let asked_before = asked.load(Ordering::Relaxed);
             let pair = &pairs[round % 2];
             files.put("k.pem", &pair.key);
             files.put("c.pem", &pair.certificate);
             let wanted = certificates(&pair.certificate).remove(0);
-            let shown = (0..100_000).any(|_| ask().certificate == wanted);
-            assert!(shown, "round {round}");
+            eventually(|| ask().certificate == wanted);
             for (name, text) in [
                 ("c.pem", "nonsense"),
                 ("k.pem", ""),
@@ -297,16 +298,12 @@ fn certificates_are_replaced_under_traffic_and_broken_ones_are_not_taken() {
             ] {
                 let before = refused();
                 files.put(name, text);
-                assert!(
-                    (0..100_000).any(|_| refused() > before),
-                    "round {round}: {text}"
-                );
+                eventually(|| refused() > before);
                 assert!(ask().certificate == wanted, "round {round}: {text}");
             }
+            eventually(|| asked.load(Ordering::Relaxed) > asked_before + 10);
         }
-        stop.store(true, Ordering::Relaxed);
     });
-    assert!(asked.load(Ordering::Relaxed) > 100);
     assert_eq!(
         gateway.metric("loopgate_tls_handshakes_total", "outcome=\"failed\""),
         0.0
@@ -428,11 +425,10 @@ fn our_own_command_trusts_the_projects_certificate_only() {
             .unwrap();
         String::from_utf8(output.stderr).unwrap()
     };
-    let reached = (0..10_000).map(|_| trigger(project.path(), &key));
-    let told = reached
-        .into_iter()
-        .find(|told| !told.contains("not valid"))
-        .unwrap();
+    let told = eventually_some(|| {
+        let told = trigger(project.path(), &key);
+        (!told.contains("not valid")).then_some(told)
+    });
     assert!(told.contains("no loop"), "{told}");
     assert!(trigger(project.path(), "lg_x").contains("not valid"));
     let stranger = Files::new(&ours.issue(Until::Later));

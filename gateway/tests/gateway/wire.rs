@@ -8,7 +8,7 @@ use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 
 /// Bounds every read: a gateway that does not answer fails the test instead of hanging it.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// One connection.
 pub(crate) struct Connection {
@@ -102,6 +102,12 @@ impl Connection {
 
     pub(crate) fn post(&mut self, path: &str, body: &str) -> Reply {
         self.request("POST", path, &[], body.as_bytes())
+    }
+
+    /// One request and its response; `None` where the connection ended first.
+    pub(crate) fn try_request(&mut self, bytes: &[u8]) -> Option<Reply> {
+        self.send(bytes).ok()?;
+        self.receive().ok()?
     }
 
     /// One request and its response.
