@@ -2,8 +2,9 @@
 //! runs it, agreement is with ONNX Runtime: it is what the model's author tried it with.
 //!
 //! Owns: the comparison and the choice of `engine = "auto"`, and random inputs to compare on.
-//! Costs: one run of every engine on all samples; where that takes less than [`TIMED_FOR`], up to
-//! [`TIMED_RUNS`] more in that time. tract needs 8 ms a row on 200 trees: 64 rows are plenty.
+//! Costs: one run of every engine on all samples, then [`TIMED_RUNS_MIN`] to [`TIMED_RUNS`] more in
+//! about [`TIMED_FOR`], and none after [`TIMED_FOR_MAX`]. tract needs 8 ms a row on 200 trees: 64
+//! rows are plenty.
 
 use std::time::{Duration, Instant};
 
@@ -22,6 +23,9 @@ pub const TOLERANCE: f64 = 1e-5;
 const SAMPLE_FOR: Duration = Duration::from_secs(60);
 const TIMED_RUNS: usize = 9;
 const TIMED_FOR: Duration = Duration::from_millis(60);
+/// So many runs even where they take longer, up to this long.
+const TIMED_RUNS_MIN: usize = 3;
+const TIMED_FOR_MAX: Duration = Duration::from_millis(600);
 /// An engine displaces the one before it in [`PREFERENCE`] only when it is this many times as
 /// fast: timings on a busy machine waver, and a choice that wavers changes the last digits.
 const CLEARLY_FASTER: f64 = 1.5;
@@ -51,7 +55,7 @@ pub struct EngineTrial {
     /// The largest difference from the nearest other engine, divided by the larger of 1 and the
     /// numbers' sizes; `f64::MAX` where shapes, kinds or texts differ. None when it ran alone.
     pub difference_max: Option<f64>,
-    /// The median time of a row, in microseconds.
+    /// The shortest time of a row, in microseconds: what else the machine does only adds to it.
     pub micros_per_row: Option<f64>,
     /// True when another engine is within [`TOLERANCE`], or no other engine ran.
     pub agrees: bool,
@@ -174,33 +178,39 @@ fn try_engine(file: &OnnxFile, engine: EngineKind, samples: &[Vec<Tensor>]) -> R
             .collect::<Result<Vec<_>, _>>()
             .map_err(|error| error.to_string())
     };
-    let before = Instant::now();
+    let started = Instant::now();
     let outputs = run()?;
-    let first = before.elapsed();
+    let first = started.elapsed();
     let rows: usize = samples
         .iter()
         .map(|inputs| file.signature().rows(inputs).unwrap_or(1))
         .sum();
-    // The first run is cold and counts only when it is so slow that one is enough.
+    // The first run is cold and counts only when it is so slow that few more can follow.
     let mut micros = Vec::with_capacity(TIMED_RUNS);
-    let mut left = TIMED_FOR;
     if first >= TIMED_FOR {
         micros.push(first.as_secs_f64() * 1e6);
-        left = Duration::ZERO;
     }
-    let started = Instant::now();
-    while micros.is_empty() || (micros.len() < TIMED_RUNS && started.elapsed() < left) {
+    while !enough(micros.len(), started.elapsed()) {
         let before = Instant::now();
         run()?;
         micros.push(before.elapsed().as_secs_f64() * 1e6);
     }
-    micros.sort_by(f64::total_cmp);
-    let median = micros.get(micros.len() / 2).copied().unwrap_or(f64::MAX);
+    let shortest = micros.into_iter().fold(f64::MAX, f64::min);
     Ok(Ran {
         model,
         outputs,
-        micros_per_row: median / rows.max(1) as f64,
+        micros_per_row: shortest / rows.max(1) as f64,
     })
+}
+
+/// Whether so many timed runs will do after this long. A pause of the machine can be longer than
+/// [`TIMED_FOR`], and a single run would take it for the engine's.
+fn enough(runs: usize, spent: Duration) -> bool {
+    match runs {
+        0 => false,
+        runs if runs < TIMED_RUNS_MIN => spent >= TIMED_FOR_MAX,
+        runs => runs >= TIMED_RUNS || spent >= TIMED_FOR,
+    }
 }
 
 fn judge<'a>(
