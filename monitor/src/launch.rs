@@ -45,7 +45,7 @@ const ENVIRONMENT: [&str; 6] = [
 const NICENESS: i32 = 10;
 
 /// How long what is left in the pipe may take to read once the trainer is gone.
-const DRAIN_MAX: Duration = Duration::from_secs(2);
+const DRAIN_MAX: Duration = Duration::from_secs(10);
 
 /// Starts the trainer of one model.
 #[derive(Clone, Debug)]
