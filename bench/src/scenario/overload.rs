@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use super::{Bench, Measured, ROWS, measure, must_be_clean};
+use super::{Bench, Measured, ROWS, measure, must_hold};
 use crate::chart::{Plot, short};
 use crate::deployment::Deployed;
 use crate::finding::{Finding, Table, median};
@@ -165,7 +165,7 @@ impl Curve {
             ..bench.closed(address, calls.to_vec())
         };
         let closed = measure(closed, gateway.pid()).await?;
-        must_be_clean(self.name, &closed.tally)?;
+        must_hold(self.name, &closed.tally)?;
         let capacity = closed.tally.per_second();
         self.capacity.push(capacity);
         self.answer_us.push(closed.server_cpu_us);

@@ -7,7 +7,7 @@ use anyhow::Result;
 use serde_json::json;
 
 use super::overload::{CAPACITY_CONNECTIONS, CONNECTIONS, DEADLINE};
-use super::{Bench, ROWS, measure, must_be_clean};
+use super::{Bench, ROWS, measure, must_hold};
 use crate::chart::short;
 use crate::deployment::Deployed;
 use crate::finding::{Finding, Table, median};
@@ -68,7 +68,7 @@ pub(crate) async fn run(bench: &Bench) -> Result<Finding> {
             ..bench.closed(gateway.addresses.http, calls.to_vec())
         };
         let tally = measure(load, gateway.pid()).await?.tally;
-        must_be_clean("capacity", &tally)?;
+        must_hold("capacity", &tally)?;
         Ok(tally.per_second())
     };
     let subject = Subject {
