@@ -20,7 +20,7 @@ use crate::question::{json_calls, version_fits};
 const MODEL: &str = "versioned";
 /// Versions that take turns. The gateway holds fewer than these, so that each swap loads one.
 pub(super) const VERSIONS: u16 = 8;
-const SERVED_WITHIN: Duration = Duration::from_secs(30);
+const SERVED_WITHIN: Duration = Duration::from_secs(120);
 
 /// One swap as it was seen from outside.
 pub(super) struct Seen {
