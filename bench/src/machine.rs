@@ -21,7 +21,7 @@ pub(crate) struct Conditions {
     /// Core of the server and core of the generator, where there were two to give.
     pub cores: Option<(usize, usize)>,
     pub date: String,
-    /// How often each figure was taken, and for how many seconds each time.
+    /// How often each figure was taken, and for how many seconds each time, where it takes a set time.
     pub runs: usize,
     pub seconds: f64,
 }
@@ -57,15 +57,13 @@ impl Conditions {
             || "not pinned".to_owned(),
             |(server, generator)| format!("server on core {server}, generator on core {generator}"),
         );
+        let each = match self.seconds {
+            0.0 => String::new(),
+            seconds => format!(" runs of {seconds} s"),
+        };
         format!(
-            "N = {} runs of {} s; {}, Linux {}, {cores}, load average {:.2} at the start, commit {}, {}",
-            self.runs,
-            self.seconds,
-            self.machine,
-            self.kernel,
-            self.load_average,
-            self.commit,
-            self.date
+            "N = {}{each}; {}, Linux {}, {cores}, load average {:.2} at the start, commit {}, {}",
+            self.runs, self.machine, self.kernel, self.load_average, self.commit, self.date
         )
     }
 }

@@ -10,6 +10,7 @@ use crate::chart::{Bars, short};
 use crate::deployment::Deployed;
 use crate::finding::{Finding, Table, median};
 use crate::load::{Arrivals, Failure, Load, Tally, Transport};
+use crate::machine::Conditions;
 use crate::models::{ensemble, rows};
 use crate::question::json_calls;
 
@@ -20,7 +21,7 @@ const LENGTH: Duration = Duration::from_secs(2);
 
 /// Runs the scenario.
 pub(crate) async fn run(bench: &Bench) -> Result<Finding> {
-    let conditions = bench.conditions();
+    let conditions = Conditions::now(bench.rounds, LENGTH);
     let folder = bench.folder("drain")?;
     let mut table = Table::new(&[
         "connections",

@@ -139,9 +139,9 @@ impl Line {
         let tally = &measured.tally;
         ensure!(
             tally.failed_in_all() == 0 && tally.answered() > 0,
-            "{}: {:#}",
-            self.title,
-            tally.json()
+            "{} good answers, failures: {:?}",
+            tally.answered(),
+            tally.failures
         );
         self.per_second.push(tally.per_second());
         self.cpu_us.push(measured.server_cpu_us);
@@ -364,7 +364,11 @@ fn finding(bench: &Bench, conditions: Conditions, lines: &[Line]) -> Finding {
             }
             (missing, _) => {
                 let reason = missing.as_deref().unwrap_or("not measured");
-                let mut row = vec![line.title.clone(), format!("not measured: {reason}")];
+                let words: Vec<&str> = reason.split_whitespace().collect();
+                let mut row = vec![
+                    line.title.clone(),
+                    format!("not measured: {}", words.join(" ")),
+                ];
                 row.resize(table.head.len(), String::new());
                 table.push(&row);
                 figures.insert(line.title.clone(), json!({"missing": reason}));

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use serde_json::json;
@@ -12,6 +12,7 @@ use crate::chart::{Bars, short};
 use crate::deployment::Deployed;
 use crate::finding::{Finding, Table, median};
 use crate::load::Call;
+use crate::machine::Conditions;
 use crate::models::{ensemble, rows};
 use crate::process::{Gateway, Start};
 use crate::question::json_calls;
@@ -31,7 +32,7 @@ struct Case {
 
 /// Runs the scenario.
 pub(crate) async fn run(bench: &Bench) -> Result<Finding> {
-    let conditions = bench.conditions();
+    let conditions = Conditions::now(bench.rounds, Duration::ZERO);
     let project = bench.folder("restart")?.join("project");
     let onnx = ensemble(bench.seed);
     let deployed = MODELS.map(|name| Deployed::plain(name, onnx.clone()));
@@ -112,7 +113,7 @@ fn move_registry(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-fn finding(bench: &Bench, conditions: crate::machine::Conditions, cases: &[Case]) -> Finding {
+fn finding(bench: &Bench, conditions: Conditions, cases: &[Case]) -> Finding {
     let worst = |ms: &[f64]| ms.iter().copied().fold(0.0, f64::max);
     let mut table = Table::new(&[
         "before",
