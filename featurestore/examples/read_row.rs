@@ -1,24 +1,28 @@
-//! What one feature row costs: four views of one entity, 68 features, read from a warm store, its states
-//! in memory against its states in their tables.
+//! What one feature row costs, read from a warm store: its states in memory against its states in their
+//! tables. Made-up events fill the views of any service; by default one of four views and 68 features of
+//! one entity, as in the bench's scenario `steady`.
 //!
-//! `cargo run --release --example read_row -p featurestore [ROUNDS [ACCOUNTS]]`, pinned with `taskset`
-//! where figures are compared. Prints p50 and p99 of single reads, in interleaved rounds.
+//! `cargo run --release --example read_row -p featurestore [ENTITIES [FEATURES.toml SERVICE]]`, pinned
+//! with `taskset` where figures are compared. Prints p50 and p99 of single reads, in interleaved rounds.
 
 use std::sync::Arc;
 use std::time::Instant;
 
-use featurestore::{Definitions, Event, FeatureStore, Service, StoreOptions, Value};
+use featurestore::{
+    Definitions, Event, FeatureStore, Field, FieldType, Service, StoreOptions, Value,
+};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-const PAYMENTS_PER_ACCOUNT: usize = 20;
+const EVENTS_PER_ENTITY: usize = 20;
+const ROUNDS: usize = 5;
 const READS_PER_ROUND: usize = 20_000;
 const HOUR_MS: i64 = 3_600_000;
 /// 2026-01-01T00:00:00Z
 const NOW_MS: i64 = 1_767_225_600_000;
 
 /// The accounts of the bench's scenario `steady`.
-fn definitions() -> String {
+fn accounts() -> String {
     let all = "{ mean = \"amount\" }, { sum = \"amount\" }, { mean = \"fee\" }, { count = true }";
     let risk = "{ rate = \"declined\" }, { rate = \"abroad\" }, { sum = \"fee\" }, { count = true }, { last = \"fee\" }";
     let mut text = "[[source]]\nname = \"payments\"\ntime = \"paid_at\"\nid = [\"payment\"]\n\
@@ -51,62 +55,100 @@ fn definitions() -> String {
     text
 }
 
-fn account(number: usize) -> Value {
-    Value::String(format!("account-{number:05}").into())
+/// What is read, and of how many entities.
+struct Subject {
+    definitions: Arc<Definitions>,
+    service: Arc<Service>,
+    entities: usize,
 }
 
-fn events(definitions: &Definitions, accounts: usize) -> Vec<Event> {
-    let mut random = StdRng::seed_from_u64(7);
-    let source = definitions.source("payments").expect("it is defined");
-    let payment = |number: usize| {
-        let values = vec![
-            Value::Int(number as i64),
-            account(number % accounts),
-            Value::Int(NOW_MS - random.random_range(0..48 * HOUR_MS)),
-            Value::Float(f64::from(random.random_range(1i32..100_000)) / 100.0),
-            Value::Float(f64::from(random.random_range(1i32..1000)) / 100.0),
-            Value::Bool(random.random_bool(0.2)),
-            Value::Bool(random.random_bool(0.3)),
-        ];
-        source.event(0, values, NOW_MS).expect("it fits its source")
-    };
-    (0..accounts * PAYMENTS_PER_ACCOUNT).map(payment).collect()
+impl Subject {
+    fn of_arguments() -> Self {
+        let mut arguments = std::env::args().skip(1);
+        let entities = arguments.next().map_or(1000, |text| {
+            text.parse().expect("the first argument is a number")
+        });
+        let definitions = match arguments.next() {
+            Some(path) => Definitions::load(path.as_ref()),
+            None => Definitions::parse(&accounts(), "features.toml"),
+        };
+        let definitions = Arc::new(definitions.expect("the definitions are right"));
+        let name = arguments.next().unwrap_or_else(|| "payment".to_owned());
+        let service = definitions.service(&name).expect("the service is defined");
+        Self {
+            service: Arc::clone(service),
+            entities,
+            definitions,
+        }
+    }
+
+    /// Strings name entities, integers are the event's number.
+    fn value(&self, field: &Field, (number, at_ms): (usize, i64), random: &mut StdRng) -> Value {
+        match field.ty {
+            FieldType::Bool => Value::Bool(random.random_bool(0.25)),
+            FieldType::Int => Value::Int(number as i64),
+            FieldType::Float => Value::Float(f64::from(random.random_range(1i32..100_000)) / 100.0),
+            FieldType::String => {
+                let entity = random.random_range(0..self.entities);
+                Value::String(format!("entity-{entity:05}").into())
+            }
+            FieldType::Time => Value::Int(at_ms),
+        }
+    }
+
+    fn events(&self, random: &mut StdRng) -> Vec<Event> {
+        let mut events = Vec::new();
+        for number in 0..self.entities * EVENTS_PER_ENTITY {
+            for source in &self.definitions.sources {
+                let at = (number, NOW_MS - random.random_range(0..48 * HOUR_MS));
+                let values = source.fields.iter();
+                let values = values.map(|field| self.value(field, at, random)).collect();
+                events.push(source.event(0, values, NOW_MS).expect("it fits its source"));
+            }
+        }
+        events
+    }
+
+    fn request(&self, random: &mut StdRng) -> Vec<Value> {
+        let fields = self.service.request.iter();
+        fields
+            .map(|field| self.value(field, (0, NOW_MS), random))
+            .collect()
+    }
 }
 
 /// A store and what its reads took, in nanoseconds.
-struct Subject {
+struct Measured {
     name: &'static str,
     store: FeatureStore,
     took: Vec<u64>,
     _folder: tempfile::TempDir,
 }
 
-impl Subject {
-    fn new(name: &'static str, hot_states_bytes: usize, accounts: usize) -> Self {
+impl Measured {
+    fn new(name: &'static str, hot_states_bytes: usize, subject: &Subject) -> Self {
         let folder = tempfile::tempdir().expect("a folder can be made");
-        let definitions = Definitions::parse(&definitions(), "features.toml");
-        let definitions = Arc::new(definitions.expect("they are right"));
         let options = StoreOptions {
             hot_states_bytes,
             ..StoreOptions::default()
         };
-        let store = FeatureStore::open(folder.path(), Arc::clone(&definitions), &options);
-        let store = store.expect("the folder is new");
-        for batch in events(&definitions, accounts).chunks(500) {
+        let open = || FeatureStore::open(folder.path(), Arc::clone(&subject.definitions), &options);
+        let store = open().expect("the folder is new");
+        for batch in subject.events(&mut StdRng::seed_from_u64(7)).chunks(500) {
             let ingested = store.ingest_events_blocking(batch.to_vec(), NOW_MS);
             ingested.expect("the disk takes it");
         }
+        // From the write buffers into tables.
+        drop(store);
         Self {
             name,
-            store,
+            store: open().expect("the folder is whole"),
             took: Vec::new(),
             _folder: folder,
         }
     }
 
-    fn round(&mut self, requests: &[Vec<Vec<Value>>]) {
-        let definitions = Arc::clone(self.store.definitions());
-        let service: &Service = definitions.service("payment").expect("it is defined");
+    fn round(&mut self, service: &Service, requests: &[[Vec<Value>; 1]]) {
         for request in requests.iter().cycle().take(READS_PER_ROUND) {
             let began = Instant::now();
             let rows = self.store.read_rows(service, request, NOW_MS);
@@ -133,33 +175,27 @@ impl Subject {
 }
 
 fn main() {
-    let mut arguments = std::env::args().skip(1);
-    let mut number = |default| match arguments.next() {
-        Some(text) => text.parse().expect("arguments are numbers"),
-        None => default,
-    };
-    let (rounds, accounts) = (number(5), number(1000));
-    let mut subjects = [
-        Subject::new("in memory", 64 << 20, accounts),
-        Subject::new("in tables", 0, accounts),
+    let subject = Subject::of_arguments();
+    let mut measured = [
+        Measured::new("in memory", 64 << 20, &subject),
+        Measured::new("in tables", 0, &subject),
     ];
     let mut random = StdRng::seed_from_u64(11);
-    let requests: Vec<_> = (0..4096)
-        .map(|_| {
-            vec![vec![
-                account(random.random_range(0..accounts)),
-                Value::Float(1.0),
-            ]]
-        })
-        .collect();
-    for round in 0..=rounds {
-        for subject in &mut subjects {
-            subject.round(&requests);
+    let requests: Vec<_> = (0..4096).map(|_| [subject.request(&mut random)]).collect();
+    for round in 0..=ROUNDS {
+        for measured in &mut measured {
+            measured.round(&subject.service, &requests);
             if round == 0 {
-                subject.took.clear();
+                measured.took.clear();
             }
         }
     }
-    println!("one row of 4 views, {accounts} accounts, one thread:");
-    subjects.iter_mut().for_each(Subject::report);
+    println!(
+        "one row of `{}`: {} features of {} views, {} entities, one thread:",
+        subject.service.id(),
+        subject.service.features.len(),
+        subject.service.needed_views().len(),
+        subject.entities
+    );
+    measured.iter_mut().for_each(Measured::report);
 }

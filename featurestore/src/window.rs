@@ -189,7 +189,7 @@ impl ViewState {
                 until += usize::from(tile.number <= current);
                 count += 1;
             }
-            *covered = (next + before, next + until);
+            *covered = (index_of(next + before), index_of(next + until));
             next += count;
         }
         Reading {
@@ -294,7 +294,7 @@ pub(crate) struct Reading<'a> {
     view: &'a View,
     at_ms: i64,
     /// Start and end in `state.tiles`, for each window
-    covered: [(usize, usize); WINDOWS_MAX],
+    covered: [(u16, u16); WINDOWS_MAX],
 }
 
 impl Reading<'_> {
@@ -312,11 +312,11 @@ impl Reading<'_> {
             Aggregate::Count { window } => Some(self.rows(window)),
             Aggregate::Sum { window, measure } => {
                 let total = self.total(window, measure);
-                Some(total.sum as f64 / self.units(measure))
+                Some(to_f64(total.sum) / self.units(measure))
             }
             Aggregate::Mean { window, measure } | Aggregate::Rate { window, measure } => {
                 let total = self.total(window, measure);
-                let mean = || total.sum as f64 / self.units(measure) / total.present as f64;
+                let mean = || to_f64(total.sum) / self.units(measure) / total.present as f64;
                 (total.present > 0).then(mean)
             }
             Aggregate::Last { slot } => self.state.last.get(slot).map(|&value| f64::from(value)),
@@ -334,22 +334,27 @@ impl Reading<'_> {
     }
 
     fn rows(&self, window: usize) -> f64 {
-        let (start, end) = self.covered[window];
-        let tiles = &self.state.tiles[start..end];
+        let tiles = &self.state.tiles[self.covered(window)];
         tiles.iter().map(|tile| tile.rows).sum::<u64>() as f64
     }
 
     fn total(&self, window: usize, measure: usize) -> Cell {
         let width = self.view.measures.len();
-        let (start, end) = self.covered[window];
-        let cells = &self.state.cells[start * width..end * width];
+        let covered = self.covered(window);
+        let cells = &self.state.cells[covered.start * width..covered.end * width];
         let mut total = Cell::default();
-        for cell in cells.iter().skip(measure).step_by(width) {
+        for tile in cells.chunks_exact(width) {
+            let cell = &tile[measure];
             total.present += cell.present;
             // Twelve sums of up to 2^125 do not fit 128 bits.
             total.sum = total.sum.saturating_add(cell.sum);
         }
         total
+    }
+
+    fn covered(&self, window: usize) -> std::ops::Range<usize> {
+        let (start, end) = self.covered[window];
+        usize::from(start)..usize::from(end)
     }
 
     /// What a measure's sum is divided by.
@@ -358,6 +363,18 @@ impl Reading<'_> {
             MeasureKind::Number => SUM_UNITS,
             MeasureKind::Truth => 1.0,
         }
+    }
+}
+
+fn index_of(tile: usize) -> u16 {
+    u16::try_from(tile).expect("a state has twelve tiles of sixteen windows at most")
+}
+
+/// `sum as f64`; nearly all sums fit 64 bits, for which there is an instruction.
+fn to_f64(sum: i128) -> f64 {
+    match i64::try_from(sum) {
+        Ok(sum) => sum as f64,
+        Err(_) => sum as f64,
     }
 }
 
