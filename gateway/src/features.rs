@@ -43,7 +43,8 @@ impl Inputs {
 pub(crate) struct Features {
     pub service_id: Arc<str>,
     pub requests: Vec<Vec<Value>>,
-    pub rows: Vec<FeatureRow>,
+    /// Shared with the records of them.
+    pub rows: Vec<Arc<FeatureRow>>,
 }
 
 /// The tensors for one version, and its own features where it does not share the routed version's.
@@ -177,7 +178,7 @@ impl Reader<'_> {
         let features = Features {
             service_id: Arc::clone(id),
             requests,
-            rows,
+            rows: rows.into_iter().map(Arc::new).collect(),
         };
         Some((vec![tensor], features))
     }
@@ -319,7 +320,7 @@ fn number(data: &TensorData, row: usize) -> Option<f64> {
 }
 
 /// How the features of a request were found: counts by status in the order of the codes.
-pub(crate) fn count_statuses(rows: &[FeatureRow]) -> [u64; Status::ALL.len()] {
+pub(crate) fn count_statuses(rows: &[Arc<FeatureRow>]) -> [u64; Status::ALL.len()] {
     let mut counts = [0; Status::ALL.len()];
     for status in rows.iter().flat_map(|row| &row.statuses) {
         counts[usize::from(status.code())] += 1;
@@ -329,7 +330,8 @@ pub(crate) fn count_statuses(rows: &[FeatureRow]) -> [u64; Status::ALL.len()] {
 
 /// The response's `feature_status`, `STATUS=count` with commas; `None` when all are present.
 pub(crate) fn status_summary(features: &Features) -> Option<String> {
-    let present = |row: &FeatureRow| row.statuses.iter().all(|&status| status == Status::Present);
+    let present =
+        |row: &Arc<FeatureRow>| row.statuses.iter().all(|&status| status == Status::Present);
     if features.rows.iter().all(present) {
         return None;
     }

@@ -379,7 +379,7 @@ fn expand(served: &Served, records: &mut Vec<PredictionRecord>) {
             at_ms: served.at_ms,
             service: service.cloned(),
             request: request.map_or_else(Arc::default, |values| Arc::from(&values[..])),
-            features: features.and_then(|features| features.rows.get(k).cloned().map(Arc::new)),
+            features: features.and_then(|features| features.rows.get(k).cloned()),
             score,
             fallback_reason: served.reason.map(|reason| reason.as_str().into()),
         });
