@@ -18,7 +18,7 @@ use crate::admission::{Admitted, DeadlinePassed, Limit, Overloaded};
 use crate::breaker::{Gate, Run};
 use crate::features::{Bound, Features, InputError, Inputs, Reader};
 use crate::metrics::Metrics;
-use crate::pool::{Pool, PoolFailure, Tensors};
+use crate::pool::{Pool, PoolFailure, Pooled, Priority, Tensors};
 use crate::route::Route;
 use crate::table::{LoadedVersion, RunFailure, Seat};
 
@@ -67,6 +67,8 @@ pub(crate) struct Answered {
     pub version: Option<Arc<LoadedVersion>>,
     pub role: Role,
     pub outputs: Vec<Tensor>,
+    /// How long the run that gave them waited for a worker of the pool.
+    pub queue: Duration,
     /// Why the routed version did not answer.
     pub reason: Option<Reason>,
     /// The answering version's features where they are not the routed version's.
@@ -101,6 +103,7 @@ pub(crate) struct Runner<'a> {
     pub pool: &'a Pool,
     pub reader: Reader<'a>,
     pub admitted: &'a Admitted,
+    pub priority: Priority,
     pub metrics: &'a Metrics,
 }
 
@@ -112,6 +115,13 @@ struct Turn<'a> {
     alone: bool,
     /// Who would; `None` for the constant.
     next: Option<&'a Arc<LoadedVersion>>,
+}
+
+/// What one version gave.
+struct Output {
+    tensors: Vec<Tensor>,
+    features: Option<Features>,
+    queue: Duration,
 }
 
 /// Why one version gave no answer.
@@ -174,13 +184,14 @@ impl Runner<'_> {
                 next,
             };
             match self.attempt(turn, inputs).await {
-                Ok((outputs, features)) => {
+                Ok(output) => {
                     return Ok(Answered {
                         version: Some(Arc::clone(version)),
                         role: if k == 0 { route.role } else { Role::Fallback },
-                        outputs,
+                        outputs: output.tensors,
+                        queue: output.queue,
                         reason,
-                        features,
+                        features: output.features,
                         probes: Vec::new(),
                     });
                 }
@@ -239,6 +250,7 @@ impl Runner<'_> {
                 version: None,
                 role: Role::Fallback,
                 outputs,
+                queue: Duration::ZERO,
                 reason: Some(reason),
                 features: None,
                 probes: Vec::new(),
@@ -258,11 +270,7 @@ impl Runner<'_> {
         }
     }
 
-    async fn attempt(
-        &self,
-        turn: Turn<'_>,
-        inputs: &Arc<Inputs>,
-    ) -> Result<(Vec<Tensor>, Option<Features>), Failure> {
+    async fn attempt(&self, turn: Turn<'_>, inputs: &Arc<Inputs>) -> Result<Output, Failure> {
         let late = |_| Failure::Passed(Reason::Deadline);
         self.admitted.check().map_err(late)?;
         let gate = turn.version.breaker.gate(Instant::now);
@@ -292,7 +300,7 @@ impl Runner<'_> {
         turn: Turn<'_>,
         inputs: &Arc<Inputs>,
         verdict: &mut Option<Run>,
-    ) -> Result<(Vec<Tensor>, Option<Features>), Failure> {
+    ) -> Result<Output, Failure> {
         let Turn { version, alone, .. } = turn;
         let bound = self.reader.bind(inputs, version);
         let (tensors, features) = match bound {
@@ -303,17 +311,22 @@ impl Runner<'_> {
         };
         let outputs = match version.cost.is_in_place(version.rows(&tensors)) {
             true => score(version, self.seat, &tensors, Some(self.admitted.until()))
+                .map(|outputs| Pooled {
+                    outputs,
+                    waited: Duration::ZERO,
+                })
                 .map_err(PoolFailure::Run),
             false => {
                 let tensors = match tensors {
                     Cow::Borrowed(_) => Tensors::Shared(Arc::clone(inputs)),
                     Cow::Owned(tensors) => Tensors::Own(Arc::new(tensors)),
                 };
-                self.pool.run(version, tensors, self.until(turn)).await
+                let until = self.until(turn);
+                self.pool.run(version, tensors, until, self.priority).await
             }
         };
-        let outputs = match outputs {
-            Ok(outputs) => outputs,
+        let Pooled { outputs, waited } = match outputs {
+            Ok(pooled) => pooled,
             Err(failure) => return Err(self.judge(turn, failure, verdict)),
         };
         *verdict = Some(Run::Succeeded);
@@ -326,7 +339,11 @@ impl Runner<'_> {
             }
         }
         match self.admitted.check() {
-            Ok(()) => Ok((outputs, features)),
+            Ok(()) => Ok(Output {
+                tensors: outputs,
+                features,
+                queue: waited,
+            }),
             Err(_) => Err(Failure::Passed(Reason::Deadline)),
         }
     }
@@ -462,6 +479,10 @@ pub(crate) fn scores(outputs: &[Tensor], rows: usize) -> Scores {
             }
             TensorData::Fp64(values) => last_of_each(values.len())
                 .map(|places| places.map(|place| values[place] as f32).collect()),
+            halves @ (TensorData::Fp16(_) | TensorData::Bf16(_)) => {
+                let score = |place| halves.float(place).map_or(f32::NAN, |value| value as f32);
+                last_of_each(halves.len()).map(|places| places.map(score).collect())
+            }
             _ => None,
         };
         if let Some(scores) = scores {
@@ -496,6 +517,14 @@ mod tests {
         assert_eq!(scores(&[labels.clone(), classes], 2)[..], [0.1, 0.8]);
         let flat = Tensor::new(vec![2], TensorData::Fp64(vec![0.5, 0.25])).unwrap();
         assert_eq!(scores(&[flat], 2)[..], [0.5, 0.25]);
+        // 0.5 and 0.25, in either half precision.
+        for halves in [
+            TensorData::Fp16(vec![0x3800, 0x3400]),
+            TensorData::Bf16(vec![0x3f00, 0x3e80]),
+        ] {
+            let halves = Tensor::new(vec![2, 1], halves).unwrap();
+            assert_eq!(scores(&[halves], 2)[..], [0.5, 0.25]);
+        }
         assert!(scores(&[labels], 2).iter().all(|score| score.is_nan()));
         assert!(scores(&[], 0).is_empty());
     }

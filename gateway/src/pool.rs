@@ -3,7 +3,8 @@
 //! Each version has a bounded line; a full one refuses. A free worker takes at once what waits in
 //! the line whose version has had the least of the pool (start-time fair queueing, Goyal 1996), as
 //! many requests as make a batch that keeps the tightest deadline, and never waits for more. A
-//! request that has expired, or whose caller has gone, leaves its line unrun.
+//! request that has expired, or whose caller has gone, leaves its line unrun. Within a line a higher
+//! priority goes first, and nobody is overtaken for ever.
 //!
 //! A line is also refused ahead of time: where what waits would take longer than the deadline, or
 //! has stood above a target for a while (CoDel's two numbers, Nichols and Jacobson 2012).
@@ -11,7 +12,7 @@
 mod line;
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -23,7 +24,7 @@ use crate::features::Inputs;
 use crate::metrics::Metrics;
 use crate::table::{LoadedVersion, RunFailure, Seat};
 
-pub(crate) use line::Left;
+pub(crate) use line::{Left, Priority};
 
 use line::{Begun, Job, Lines};
 
@@ -96,6 +97,13 @@ pub(crate) enum PoolFailure {
     Stopped,
 }
 
+/// What a run in the pool gave.
+pub(crate) struct Pooled {
+    pub outputs: Vec<Tensor>,
+    /// How long it waited for a worker.
+    pub waited: Duration,
+}
+
 /// What the pool is made from.
 pub(crate) struct PoolOptions {
     /// One worker for each.
@@ -162,22 +170,35 @@ impl Pool {
         version: &Arc<LoadedVersion>,
         tensors: Tensors,
         until: Instant,
-    ) -> Result<Vec<Tensor>, PoolFailure> {
+        priority: Priority,
+    ) -> Result<Pooled, PoolFailure> {
         let rows = version.rows(tensors.get());
-        let wait = self.wait(version);
-        let would_end = Instant::now() + wait + version.cost.cost().of(1, rows);
-        if !wait.is_zero() && would_end > until {
+        let (pushed, wait) = (Instant::now(), self.wait(version));
+        let would_end = pushed + wait + version.cost.cost().of(1, rows);
+        // What waits is not what a raised one waits for.
+        if !wait.is_zero() && would_end > until && !priority.is_raised() {
             return Err(PoolFailure::Overloaded { wait });
         }
         let (reply, answer) = oneshot::channel();
-        let job = Job::new(tensors, rows, until, reply);
-        let begun = job.watch();
+        let run: Arc<OnceLock<Arc<Begun>>> = Arc::default();
+        let job = Job {
+            tensors,
+            rows,
+            pushed,
+            until,
+            priority,
+            run: Arc::clone(&run),
+            reply,
+        };
         self.push(version, job)?;
         match tokio::time::timeout_at(until.into(), answer).await {
-            Ok(Ok(answer)) => answer,
+            Ok(Ok(answer)) => answer.map(|outputs| Pooled {
+                outputs,
+                waited: run.get().map_or(Duration::ZERO, |run| run.at - pushed),
+            }),
             Ok(Err(_)) => Err(PoolFailure::Stopped),
             Err(_) => Err(PoolFailure::Late {
-                is_overdue: begun.get().is_some_and(|run| run.is_overdue()),
+                is_overdue: run.get().is_some_and(|run| run.is_overdue()),
             }),
         }
     }

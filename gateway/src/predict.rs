@@ -23,6 +23,7 @@ use crate::oip::{
     self, ClassifyError, DecodeError, EncodeError, InferRequest, Response, ResponseOutput,
     WantedOutput,
 };
+use crate::pool::Priority;
 use crate::recorder::{FeatureSource, Served};
 use crate::route::{self, Route, RouteError, Target, route};
 use crate::serve::Core;
@@ -195,6 +196,7 @@ pub(crate) async fn predict<W: Wire>(
         pool: &core.pool,
         reader,
         admitted: &admitted,
+        priority: Priority::of_level(request.priority),
         metrics: &core.metrics,
     };
     let ran = runner.run(&route, &inputs).await;
@@ -216,9 +218,9 @@ pub(crate) async fn predict<W: Wire>(
     let timed = Timed {
         at_ms: asked.at_ms,
         rows: inputs.rows,
-        queue: Duration::ZERO,
+        queue: answered.queue,
         input: decode + features,
-        run,
+        run: run.saturating_sub(answered.queue),
         output,
         total: laps.finish(),
     };

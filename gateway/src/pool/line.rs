@@ -68,36 +68,51 @@ impl Begun {
     }
 }
 
+/// Where in its line a request stands: each level below the first counts as having come a while
+/// later. So a higher one goes first, and a lower one is overtaken only by what comes in that while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Priority(u32);
+
+impl Priority {
+    /// A level of the protocol: 0 the default, 1 the highest, then descending.
+    pub(crate) fn of_level(level: u32) -> Self {
+        match level {
+            0 => Self(Self::DEFAULT),
+            level => Self(level.min(Self::LOWEST)),
+        }
+    }
+
+    const DEFAULT: u32 = 2;
+    /// Those below it are as this one.
+    const LOWEST: u32 = 8;
+    /// How much later the next level counts as having come.
+    const WHILE: Duration = Duration::from_millis(100);
+
+    /// Whether it goes before those that do not ask for any.
+    pub(super) fn is_raised(self) -> bool {
+        self.0 < Self::DEFAULT
+    }
+
+    fn rank(self, pushed: Instant) -> Instant {
+        pushed + Self::WHILE * self.0
+    }
+}
+
 /// One request that waits.
 pub(super) struct Job {
     pub tensors: Tensors,
     pub rows: usize,
     pub pushed: Instant,
     pub until: Instant,
-    run: Arc<OnceLock<Arc<Begun>>>,
-    reply: oneshot::Sender<Result<Vec<Tensor>, PoolFailure>>,
+    pub priority: Priority,
+    /// Its run, once that has begun, to be read by whoever waits for it.
+    pub run: Arc<OnceLock<Arc<Begun>>>,
+    pub reply: oneshot::Sender<Result<Vec<Tensor>, PoolFailure>>,
 }
 
 impl Job {
-    pub(super) fn new(
-        tensors: Tensors,
-        rows: usize,
-        until: Instant,
-        reply: oneshot::Sender<Result<Vec<Tensor>, PoolFailure>>,
-    ) -> Self {
-        Self {
-            tensors,
-            rows,
-            pushed: Instant::now(),
-            until,
-            run: Arc::default(),
-            reply,
-        }
-    }
-
-    /// Its run, once that has begun, to be read by whoever waits for it.
-    pub(super) fn watch(&self) -> Arc<OnceLock<Arc<Begun>>> {
-        Arc::clone(&self.run)
+    fn rank(&self) -> Instant {
+        self.priority.rank(self.pushed)
     }
 
     pub(super) fn begin(&self, run: &Arc<Begun>) {
@@ -125,7 +140,7 @@ impl Job {
 
 struct Line {
     version: Arc<LoadedVersion>,
-    jobs: VecDeque<Job>,
+    jobs: Waiting,
     /// When its turn is, in nanoseconds of the pool's work.
     turn: u64,
     /// When something of it was last taken.
@@ -147,15 +162,15 @@ impl Lines {
         let same = |line: &&mut Line| Arc::ptr_eq(&line.version, version);
         match self.lines.iter_mut().find(same) {
             Some(line) => {
-                if line.jobs.is_empty() {
+                if line.jobs.0.is_empty() {
                     // Idleness is not saved up.
                     line.turn = line.turn.max(self.turn);
                 }
-                line.jobs.push_back(job);
+                line.jobs.push(job);
             }
             None => self.lines.push(Line {
                 version: Arc::clone(version),
-                jobs: [job].into(),
+                jobs: Waiting([job].into()),
                 turn: self.turn,
                 taken: None,
             }),
@@ -170,8 +185,8 @@ impl Lines {
         // An idle line is kept while its turn is still ahead of the pool's.
         let turn = self.turn;
         self.lines
-            .retain(|line| !line.jobs.is_empty() || line.turn > turn);
-        let waiting = self.lines.iter_mut().filter(|line| !line.jobs.is_empty());
+            .retain(|line| !line.jobs.0.is_empty() || line.turn > turn);
+        let waiting = self.lines.iter_mut().filter(|line| !line.jobs.0.is_empty());
         let Some(line) = waiting.min_by_key(|line| line.turn) else {
             // Nobody waits: nobody is owed a turn, and no version is kept from being dropped.
             self.lines.clear();
@@ -197,11 +212,11 @@ impl Lines {
         self.lines
             .iter()
             .find(same)
-            .map_or(0, |line| line.jobs.len())
+            .map_or(0, |line| line.jobs.0.len())
     }
 
     pub(super) fn waiting(&self) -> usize {
-        self.lines.iter().map(|line| line.jobs.len()).sum()
+        self.lines.iter().map(|line| line.jobs.0.len()).sum()
     }
 
     /// Nothing is taken in any more; what waits is still run.
@@ -211,6 +226,18 @@ impl Lines {
 
     pub(super) fn is_stopped(&self) -> bool {
         self.stopped
+    }
+}
+
+/// The requests of one line, by rank.
+struct Waiting(VecDeque<Job>);
+
+impl Waiting {
+    /// Behind all that rank before it or alike; the last place, unless priorities differ.
+    fn push(&mut self, job: Job) {
+        let rank = job.rank();
+        let before = self.0.iter().rposition(|before| before.rank() <= rank);
+        self.0.insert(before.map_or(0, |k| k + 1), job);
     }
 }
 
@@ -225,28 +252,28 @@ impl Line {
             job.left(now).or_else(expired)
         };
         let mut k = 0;
-        while let Some(job) = self.jobs.get(k) {
+        while let Some(job) = self.jobs.0.get(k) {
             match reason(job) {
                 None => k += 1,
                 Some(why) => {
-                    let job = self.jobs.remove(k).expect("its place was just looked at");
+                    let job = self.jobs.0.remove(k).expect("its place was just looked at");
                     left.push((Arc::clone(&self.version), job, why));
                 }
             }
         }
     }
 
-    /// The oldest request and those that follow it, as long as they fit one run that keeps the
+    /// The first request and those that follow it, as long as they fit one run that keeps the
     /// deadline of each.
     fn batch(&mut self, now: Instant) -> Vec<Job> {
         self.taken = Some(now);
         let (most, cost) = (self.version.batch_rows(), self.version.cost.cost());
-        let mut jobs: Vec<Job> = self.jobs.pop_front().into_iter().collect();
+        let mut jobs: Vec<Job> = self.jobs.0.pop_front().into_iter().collect();
         let Some(first) = jobs.first() else {
             return jobs;
         };
         let (mut rows, mut until) = (first.rows, first.until);
-        while let Some(next) = self.jobs.front() {
+        while let Some(next) = self.jobs.0.front() {
             rows += next.rows;
             until = until.min(next.until);
             let fits = rows <= most
@@ -255,7 +282,7 @@ impl Line {
             if !fits {
                 break;
             }
-            jobs.extend(self.jobs.pop_front());
+            jobs.extend(self.jobs.0.pop_front());
         }
         jobs
     }
@@ -263,6 +290,8 @@ impl Line {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -274,5 +303,66 @@ mod tests {
         let told: Vec<bool> = (0..3).map(|_| hopeless.is_overdue()).collect();
         assert_eq!(told, [true, false, false]);
         assert!(!fair.is_overdue());
+    }
+
+    fn job(pushed: Instant, level: u32) -> Job {
+        Job {
+            tensors: Tensors::Own(Arc::default()),
+            rows: 1,
+            pushed,
+            until: pushed + Duration::from_secs(60),
+            priority: Priority::of_level(level),
+            run: Arc::default(),
+            reply: oneshot::channel().0,
+        }
+    }
+
+    /// The order in which requests leave that came at these milliseconds with these levels.
+    fn order(came: &[(u64, u32)]) -> Vec<(u64, u32)> {
+        let start = Instant::now();
+        let mut waiting = Waiting(VecDeque::new());
+        for &(ms, level) in came {
+            waiting.push(job(start + Duration::from_millis(ms), level));
+        }
+        let left = waiting.0.iter().map(|job| {
+            let ms = (job.pushed - start).as_millis() as u64;
+            (ms, job.priority.0)
+        });
+        left.collect()
+    }
+
+    #[test]
+    fn a_higher_priority_goes_first_and_a_lower_one_is_not_starved() {
+        assert_eq!(
+            order(&[(0, 0), (10, 0), (20, 1)]),
+            [(20, 1), (0, 2), (10, 2)]
+        );
+        assert_eq!(order(&[(0, 3), (10, 0)]), [(10, 2), (0, 3)]);
+        assert_eq!(order(&[(0, 3), (101, 0)]), [(0, 3), (101, 2)]);
+        assert_eq!(order(&[(0, u32::MAX), (601, 0)]), [(0, 8), (601, 2)]);
+    }
+
+    proptest! {
+        #[test]
+        fn it_is_first_in_first_out_within_a_level_and_overtaking_is_bounded(
+            steps in prop::collection::vec((0_u64..200, 0_u32..12), 1..60),
+        ) {
+            let mut now = 0;
+            let came: Vec<(u64, u32)> = steps
+                .into_iter()
+                .map(|(step, level)| {
+                    now += step;
+                    (now, level)
+                })
+                .collect();
+            let left = order(&came);
+            for (k, &(ms, level)) in left.iter().enumerate() {
+                for &(later_ms, later_level) in &left[k + 1..] {
+                    // Whoever is overtaken is of a lower level, and came less than its while before.
+                    prop_assert!(later_ms >= ms || later_level > level);
+                    prop_assert!(later_ms + 100 * u64::from(later_level) >= ms + 100 * u64::from(level));
+                }
+            }
+        }
     }
 }
