@@ -11,17 +11,36 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Failures in a row that open it.
-const FAILURES_IN_A_ROW: u32 = 5;
-/// The failing share of the runs within the window that opens it, once there are enough of them.
-const FAILING_SHARE: f64 = 0.5;
-const RUNS_MIN: u32 = 20;
-const WINDOW: Duration = Duration::from_secs(10);
-/// How long it is open at first, and at most.
-const OPEN_FIRST: Duration = Duration::from_secs(1);
-const OPEN_MAX: Duration = Duration::from_secs(60);
-/// Successful probes in a row that close it.
-const PROBES: u32 = 3;
+/// When a breaker opens, for how long, and what closes it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct BreakerRules {
+    /// Failures in a row that open it.
+    pub failures_in_a_row: u32,
+    /// The failing share of the runs within the window that opens it, once there are enough of them.
+    pub failing_share: f64,
+    pub runs_min: u32,
+    pub window: Duration,
+    /// How long it is open at first, and at most.
+    pub open_first: Duration,
+    pub open_max: Duration,
+    /// Successful probes in a row that close it.
+    pub probes: u32,
+}
+
+impl Default for BreakerRules {
+    fn default() -> Self {
+        Self {
+            failures_in_a_row: 5,
+            failing_share: 0.5,
+            runs_min: 20,
+            window: Duration::from_secs(10),
+            open_first: Duration::from_secs(1),
+            open_max: Duration::from_secs(60),
+            probes: 3,
+        }
+    }
+}
+
 /// A probe that has said nothing for so long is lost; another may go.
 const PROBE_LOST: Duration = Duration::from_secs(5);
 
@@ -46,6 +65,16 @@ pub(crate) struct Breaker {
 }
 
 impl Breaker {
+    pub(crate) fn new(rules: BreakerRules) -> Self {
+        Self {
+            is_noisy: AtomicBool::new(false),
+            circuit: Mutex::new(Circuit {
+                rules,
+                ..Circuit::default()
+            }),
+        }
+    }
+
     /// Whether a run may begin. Who is told [`Gate::Probe`] owes an answer to [`Breaker::probed`].
     pub(crate) fn gate(&self, now: impl FnOnce() -> Instant) -> Gate {
         if !self.is_noisy.load(Ordering::Relaxed) {
@@ -119,9 +148,10 @@ enum State {
 /// The state machine; time comes in as a value.
 #[derive(Debug, Default)]
 struct Circuit {
+    rules: BreakerRules,
     state: State,
     in_a_row: u32,
-    /// Runs of the last [`WINDOW`], oldest first, from the first failure on; at most [`Circuit::RUNS_MAX`].
+    /// Runs of the last window, oldest first, from the first failure on; at most [`Circuit::runs_max`].
     runs: VecDeque<(Instant, Run)>,
     /// Openings since it last stayed closed for a window, and when it last closed.
     openings: u32,
@@ -129,8 +159,12 @@ struct Circuit {
 }
 
 impl Circuit {
-    /// Runs that are remembered: enough to tell a share.
+    /// Runs that are remembered where the rules do not ask for more: enough to tell a share.
     const RUNS_MAX: usize = 256;
+
+    fn runs_max(&self) -> usize {
+        Self::RUNS_MAX.max(self.rules.runs_min as usize)
+    }
 
     fn is_closed(&self) -> bool {
         self.state == State::Closed
@@ -177,17 +211,17 @@ impl Circuit {
             Run::Succeeded => self.in_a_row = 0,
             Run::Failed => self.in_a_row += 1,
         }
-        if self.runs.len() == Self::RUNS_MAX {
+        if self.runs.len() == self.runs_max() {
             self.runs.pop_front();
         }
         self.runs.push_back((now, run));
         let failed = |&&(_, run): &&(Instant, Run)| run == Run::Failed;
         let failures = self.runs.iter().filter(failed).count() as f64;
         let runs = self.runs.len();
-        let is_failing = runs >= RUNS_MIN as usize
-            && failures >= FAILING_SHARE * runs as f64
+        let is_failing = runs >= self.rules.runs_min as usize
+            && failures >= self.rules.failing_share * runs as f64
             && run == Run::Failed;
-        if self.in_a_row >= FAILURES_IN_A_ROW || is_failing {
+        if self.in_a_row >= self.rules.failures_in_a_row || is_failing {
             self.open(now);
         }
     }
@@ -202,7 +236,7 @@ impl Circuit {
             Some(Run::Failed) => self.open(now),
             Some(Run::Succeeded) => {
                 *successes += 1;
-                if *successes >= PROBES {
+                if *successes >= self.rules.probes {
                     self.state = State::Closed;
                     self.closed_at = Some(now);
                 }
@@ -211,19 +245,23 @@ impl Circuit {
     }
 
     fn open(&mut self, now: Instant) {
-        let doubled = OPEN_FIRST.saturating_mul(1 << self.openings.min(6));
+        let doubled = self
+            .rules
+            .open_first
+            .saturating_mul(1 << self.openings.min(6));
         self.openings += 1;
         self.in_a_row = 0;
         self.runs.clear();
         self.state = State::Open {
-            until: now + doubled.min(OPEN_MAX),
+            until: now + doubled.min(self.rules.open_max),
         };
     }
 
     /// Drops what is older than the window, and successes that no failure came before.
     fn forget(&mut self, now: Instant) {
+        let window = self.rules.window;
         while let Some(&(at, _)) = self.runs.front()
-            && now.saturating_duration_since(at) > WINDOW
+            && now.saturating_duration_since(at) > window
         {
             self.runs.pop_front();
         }
@@ -231,7 +269,7 @@ impl Circuit {
             self.runs.clear();
             self.in_a_row = 0;
             let closed_for = |at| now.saturating_duration_since(at);
-            if self.closed_at.is_none_or(|at| closed_for(at) > WINDOW) {
+            if self.closed_at.is_none_or(|at| closed_for(at) > window) {
                 self.openings = 0;
             }
         }
@@ -243,6 +281,34 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    const RULES: BreakerRules = BreakerRules {
+        failures_in_a_row: 5,
+        failing_share: 0.5,
+        runs_min: 20,
+        window: Duration::from_secs(10),
+        open_first: Duration::from_secs(1),
+        open_max: Duration::from_secs(60),
+        probes: 3,
+    };
+
+    #[test]
+    fn its_rules_are_what_it_is_made_with() {
+        let now = Instant::now();
+        let breaker = Breaker::new(BreakerRules {
+            failures_in_a_row: 2,
+            open_first: Duration::from_millis(40),
+            probes: 1,
+            ..RULES
+        });
+        assert!(!breaker.failed(now));
+        assert!(breaker.failed(now), "the second opens it");
+        let retry_after = Duration::from_millis(40);
+        assert_eq!(breaker.gate(|| now), Gate::Open { retry_after });
+        assert_eq!(breaker.gate(|| now + retry_after), Gate::Probe);
+        breaker.probed(now + retry_after, Some(Run::Succeeded));
+        assert_eq!(breaker.gate(|| now + retry_after), Gate::Closed);
+    }
 
     fn closed_after(runs: &[Run]) -> bool {
         let breaker = Breaker::default();
@@ -276,7 +342,7 @@ mod tests {
         let mut circuit = Circuit::default();
         let start = Instant::now();
         let at = |ms: u64| start + Duration::from_millis(ms);
-        for _ in 0..FAILURES_IN_A_ROW {
+        for _ in 0..RULES.failures_in_a_row {
             circuit.ran(at(0), Run::Failed);
         }
         assert_eq!(
@@ -297,13 +363,13 @@ mod tests {
         );
         assert_eq!(circuit.gate(at(3002)), Gate::Probe);
         circuit.probed(at(3003), None);
-        for _ in 0..PROBES {
+        for _ in 0..RULES.probes {
             assert_eq!(circuit.gate(at(3004)), Gate::Probe);
             circuit.probed(at(3005), Some(Run::Succeeded));
         }
         assert_eq!(circuit.gate(at(3006)), Gate::Closed);
         assert!(!circuit.is_quiet());
-        circuit.ran(at(3006) + 2 * WINDOW, Run::Succeeded);
+        circuit.ran(at(3006) + 2 * RULES.window, Run::Succeeded);
         assert!(circuit.is_quiet(), "{circuit:?}");
     }
 
@@ -312,9 +378,15 @@ mod tests {
         let mut circuit = Circuit::default();
         let now = Instant::now();
         circuit.open(now);
-        assert_eq!(circuit.gate(now + OPEN_FIRST), Gate::Probe);
-        assert!(matches!(circuit.gate(now + OPEN_FIRST), Gate::Open { .. }));
-        assert_eq!(circuit.gate(now + OPEN_FIRST + PROBE_LOST), Gate::Probe);
+        assert_eq!(circuit.gate(now + RULES.open_first), Gate::Probe);
+        assert!(matches!(
+            circuit.gate(now + RULES.open_first),
+            Gate::Open { .. }
+        ));
+        assert_eq!(
+            circuit.gate(now + RULES.open_first + PROBE_LOST),
+            Gate::Probe
+        );
     }
 
     #[derive(Clone, Copy, Debug)]
@@ -356,7 +428,7 @@ mod tests {
                             prop_assert!(probing.is_none_or(|began| now >= began + PROBE_LOST));
                             probing = Some(now);
                         }
-                        Gate::Open { retry_after } => prop_assert!(retry_after <= OPEN_MAX),
+                        Gate::Open { retry_after } => prop_assert!(retry_after <= RULES.open_max),
                         Gate::Closed => prop_assert!(was_closed),
                     },
                     Step::Succeed => circuit.ran(now, Run::Succeeded),
@@ -373,7 +445,7 @@ mod tests {
                     }
                 }
                 if !was_closed && circuit.is_closed() {
-                    prop_assert!(good_probes >= PROBES);
+                    prop_assert!(good_probes >= RULES.probes);
                 }
                 if was_closed && !circuit.is_closed() {
                     prop_assert!(matches!(step, Step::Fail));

@@ -16,6 +16,7 @@ use featurestore::{ProjectFileError, read_toml};
 use registry::ModelName;
 
 use crate::admission::InFlight;
+use crate::breaker::BreakerRules;
 use crate::clock::ClockMode;
 use crate::prepare::TrialLimits;
 use crate::table::Seats;
@@ -83,6 +84,7 @@ pub(crate) struct ServeConfig {
     pub clock: ClockMode,
     pub serving_threads: NonZeroUsize,
     pub pool: PoolConfig,
+    pub breaker: BreakerRules,
     /// Served without a registry.
     pub files: Vec<FileModel>,
     /// The engine of these files, and of those that are loaded by request.
@@ -121,6 +123,7 @@ impl ServeConfig {
             pool: self.pool.threads.get(),
             in_place: self.pool.in_place,
             batch_rows: self.pool.batch_rows.get(),
+            breaker: self.breaker,
         }
     }
 }
@@ -283,6 +286,7 @@ impl ServeConfig {
                 in_place: Duration::from_micros(file.serving.in_place_us),
                 batch_rows: file.serving.batch_rows_max,
             },
+            breaker: file.breaker.rules(),
             files: args.model,
             engine: args.engine,
             trial: file.prepare.limits(),

@@ -11,7 +11,7 @@ use featurestore::{FieldType, Service};
 
 use super::statistics::Statistics;
 use crate::batcher::is_rowwise;
-use crate::breaker::Breaker;
+use crate::breaker::{Breaker, BreakerRules};
 use crate::cost::CostModel;
 use crate::pool::Backlog;
 
@@ -38,6 +38,8 @@ pub(crate) struct Seats {
     pub in_place: Duration,
     /// Rows of one batch.
     pub batch_rows: usize,
+    /// When a version that fails is left alone.
+    pub breaker: BreakerRules,
 }
 
 impl Seats {
@@ -48,6 +50,7 @@ impl Seats {
             pool: serving,
             in_place: Duration::from_micros(100),
             batch_rows: 64,
+            breaker: BreakerRules::default(),
         }
     }
 
@@ -174,7 +177,7 @@ impl LoadedVersion {
             statistics: Statistics::new(seats.count()),
             cost: CostModel::new(seats.in_place),
             backlog: Backlog::default(),
-            breaker: Breaker::default(),
+            breaker: Breaker::new(seats.breaker),
             batch_rows: 1,
             sessions,
         };
