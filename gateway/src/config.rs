@@ -116,6 +116,12 @@ pub(crate) struct PoolConfig {
 }
 
 impl ServeConfig {
+    /// The project's models; none without one.
+    pub(crate) fn models(&self) -> BTreeMap<ModelName, ModelConfig> {
+        let project = self.project.as_ref();
+        project.map_or_else(BTreeMap::new, |project| project.models.clone())
+    }
+
     /// Who runs models, and what one run may hold.
     pub(crate) fn seats(&self) -> Seats {
         Seats {

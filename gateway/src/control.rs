@@ -222,11 +222,7 @@ impl Controlled {
             hosts: config.security.admin_hosts.clone(),
             project: config.project.is_some(),
             registry: OnceLock::new(),
-            models: config
-                .project
-                .iter()
-                .flat_map(|p| p.models.clone())
-                .collect(),
+            models: config.models(),
             remote,
         });
         let loaders = Loaders::start(seats)?;

@@ -360,6 +360,10 @@ impl Runner<'_> {
                 *verdict = Some(Run::Failed);
                 Failure::Passed(Reason::Deadline)
             }
+            PoolFailure::Run(failure @ RunFailure::OnTheseInputs(_)) => {
+                tracing::warn!(model = %version.model, version = version.version, %failure, "model failed");
+                Failure::Passed(Reason::Error)
+            }
             PoolFailure::Run(failure) => {
                 tracing::warn!(model = %version.model, version = version.version, %failure, "model failed");
                 *verdict = Some(Run::Failed);

@@ -33,6 +33,7 @@ use crate::predict::Desk;
 use crate::serve::Core;
 
 pub(crate) use routes::ROUTES;
+pub(crate) use status::{of_denied, of_unrouted};
 
 use encoding::Coding;
 use routes::{Endpoint, Matched, enter};

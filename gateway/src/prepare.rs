@@ -143,12 +143,14 @@ fn load(
         service: blueprint.service,
         rows_max: blueprint.rows_max,
     };
-    let loaded = LoadedVersion::new(new, seats)?;
+    let mut loaded = LoadedVersion::new(new, seats)?;
     if let Some(golden) = golden {
         golden.reproduce(&loaded, seats.shadow())?;
     }
     if passed.runs {
-        warm_up(&loaded, seats, &batches(&file))?;
+        let batches = batches(&file);
+        warm_up(&loaded, seats, &batches)?;
+        loaded.known_good = batches.into_iter().next();
     }
     Ok(loaded)
 }

@@ -10,6 +10,7 @@ use registry::{
     AliasError, ArtifactError, DatabaseError, LookupError, ModelName, RegisterError, Version,
 };
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
 use crate::config::RepositoryConfig;
 use crate::prepare::PrepareError;
@@ -36,6 +37,38 @@ pub(crate) struct Job {
 pub(crate) enum Task {
     Load(LoadBody),
     Unload,
+}
+
+/// Who keeps the models, and does what a request asks for.
+pub(crate) trait Keeper {
+    /// Answers with the version that serves now, or with the one that did.
+    async fn obey(&mut self, model: &ModelName, task: Task) -> Result<Version, RepositoryError>;
+}
+
+/// Has one request after the other done, until told to stop.
+pub(crate) async fn keep(
+    mut keeper: impl Keeper,
+    mut jobs: mpsc::Receiver<Job>,
+    stop: &CancellationToken,
+) {
+    loop {
+        let job = tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            Some(job) = jobs.recv() => job,
+            else => return,
+        };
+        let Job { model, task, done } = job;
+        let answer = tokio::select! {
+            () = stop.cancelled() => return,
+            answer = keeper.obey(&model, task) => answer,
+        };
+        if let Err(error) = &answer {
+            tracing::warn!(%model, %error, "request to the repository refused");
+        }
+        // Whoever asked may be gone: then nobody is told.
+        drop(done.send(answer));
+    }
 }
 
 /// Why a model was not loaded or unloaded. What served before still does.

@@ -17,10 +17,10 @@ use uuid::Uuid;
 
 use crate::breaker::Run;
 use crate::execute::{is_finite, score, scores};
-use crate::features::{Bound, Inputs, Reader};
+use crate::features::{Bound, InputError, Inputs, Reader};
 use crate::metrics::Metrics;
 use crate::recorder::{FeatureSource, Recorder, RecorderGone, Served};
-use crate::table::{LoadedVersion, Seat};
+use crate::table::{LoadedVersion, RunFailure, Seat};
 
 /// Longest wait of a push in replay mode.
 const REPLAY_WAIT: Duration = Duration::from_secs(30);
@@ -140,10 +140,12 @@ fn work(jobs: &Receiver<Message>, options: &ShadowOptions) {
                 }
                 for version in &job.probes {
                     let run = match scored(&job, version, options) {
-                        Ok((outputs, _)) if outputs.iter().all(is_finite) => Run::Succeeded,
-                        Ok(_) | Err(_) => Run::Failed,
+                        Ok((outputs, _)) if outputs.iter().all(is_finite) => Some(Run::Succeeded),
+                        // Says nothing of the version: another copy is to try it.
+                        Err(ScoreError::Run(RunFailure::OnTheseInputs(_))) => None,
+                        Ok(_) | Err(_) => Some(Run::Failed),
                     };
-                    version.breaker.probed(Instant::now(), Some(run));
+                    version.breaker.probed(Instant::now(), run);
                 }
             }
             // An asker that went away needs no answer.
@@ -153,12 +155,21 @@ fn work(jobs: &Receiver<Message>, options: &ShadowOptions) {
     }
 }
 
+/// Why a copy was not scored.
+#[derive(Debug, thiserror::Error)]
+enum ScoreError {
+    #[error(transparent)]
+    Inputs(#[from] InputError),
+    #[error(transparent)]
+    Run(#[from] RunFailure),
+}
+
 /// Scores a copy of the request.
 fn scored(
     job: &ShadowJob,
     version: &LoadedVersion,
     options: &ShadowOptions,
-) -> Result<(Vec<Tensor>, FeatureSource), String> {
+) -> Result<(Vec<Tensor>, FeatureSource), ScoreError> {
     let reader = Reader {
         store: options.store.as_ref(),
         rows_max: options.rows_max,
@@ -166,13 +177,15 @@ fn scored(
     };
     let until = Some(Instant::now() + options.run_max);
     match reader.bind(&job.inputs, version) {
-        Ok(Bound::Shared(tensors)) => score(version, options.seat, tensors, until)
-            .map(|outputs| (outputs, FeatureSource::with_answer(&job.inputs)))
-            .map_err(|failure| failure.to_string()),
-        Ok(Bound::Own(tensors, features)) => score(version, options.seat, &tensors, until)
-            .map(|outputs| (outputs, FeatureSource::Own(features)))
-            .map_err(|failure| failure.to_string()),
-        Err(error) => Err(error.to_string()),
+        Ok(Bound::Shared(tensors)) => {
+            let outputs = score(version, options.seat, tensors, until)?;
+            Ok((outputs, FeatureSource::with_answer(&job.inputs)))
+        }
+        Ok(Bound::Own(tensors, features)) => {
+            let outputs = score(version, options.seat, &tensors, until)?;
+            Ok((outputs, FeatureSource::Own(features)))
+        }
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -190,7 +203,7 @@ fn shadow(job: &ShadowJob, version: &LoadedVersion, options: &ShadowOptions) {
             reason: None,
         }),
         Err(error) => {
-            tracing::debug!(model = %version.model, version = version.version, error, "shadow failed");
+            tracing::debug!(model = %version.model, version = version.version, %error, "shadow failed");
             options.metrics.shadow_errors.increment(1);
         }
     }

@@ -1,16 +1,18 @@
-//! The one place that knows the admin interface's status codes: every cause and its status.
+//! The one place that knows the admin interface's status codes: every cause and its status. Whom
+//! routes and keys turn away is answered as on the data plane.
 //!
 //! A body is always `{"error": …}`. The caller is the operator, so messages name files and causes.
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use hyper::{Response, StatusCode};
 use registry::{AliasError, DatabaseError, LookupError, NameError};
 use serde_json::{Value, json};
 
-use crate::access::{CHALLENGE, Denied};
+use crate::access::Denied;
 use crate::control::{AdvanceError, RequestError};
+use crate::http::{of_denied, of_unrouted};
 use crate::routing::Unrouted;
 
 /// Why a request is refused.
@@ -124,36 +126,27 @@ impl Refusal {
 
 impl From<Unrouted> for Refusal {
     fn from(unrouted: Unrouted) -> Self {
-        match unrouted {
-            Unrouted::Encoding => Self::encoding(),
-            Unrouted::Path => Self::no_such_path(),
-            Unrouted::Method { allowed } => {
-                let message = format!("this path takes {allowed} only");
-                let mut refusal = Self::new(StatusCode::METHOD_NOT_ALLOWED, message);
-                let allowed = HeaderValue::from_str(&allowed).expect("methods are tokens");
-                refusal.header = Some((ALLOW, allowed));
-                refusal
-            }
+        let (status, header) = of_unrouted(&unrouted);
+        let message = match unrouted {
+            Unrouted::Encoding => return Self::encoding(),
+            Unrouted::Path => return Self::no_such_path(),
+            Unrouted::Method { allowed } => format!("this path takes {allowed} only"),
+        };
+        Self {
+            status,
+            message,
+            header,
         }
     }
 }
 
 impl From<Denied> for Refusal {
     fn from(denied: Denied) -> Self {
-        let message = denied.to_string();
-        match denied {
-            Denied::NoKey | Denied::Unknown => {
-                let mut refusal = Self::new(StatusCode::UNAUTHORIZED, message);
-                let challenge = HeaderValue::from_static(CHALLENGE);
-                refusal.header = Some((WWW_AUTHENTICATE, challenge));
-                refusal
-            }
-            Denied::Scope(_) => Self::new(StatusCode::FORBIDDEN, message),
-            Denied::Rate { retry_after_s } => {
-                let mut refusal = Self::new(StatusCode::TOO_MANY_REQUESTS, message);
-                refusal.header = Some((RETRY_AFTER, retry_after_s.into()));
-                refusal
-            }
+        let (status, header) = of_denied(&denied);
+        Self {
+            status,
+            message: denied.to_string(),
+            header,
         }
     }
 }

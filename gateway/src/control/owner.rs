@@ -21,7 +21,7 @@ use super::{Command, Control, View, start_replayed_clock};
 use crate::admin::Admin;
 use crate::config::{ModelConfig, ProjectConfig};
 use crate::prepare::{Loaders, TrialLimits, Workshop};
-use crate::repository::Job;
+use crate::repository::{Job, keep};
 use crate::serve::Core;
 use crate::table::Publisher;
 
@@ -105,12 +105,12 @@ impl Owner {
         stop: &CancellationToken,
     ) {
         let project = match self {
-            Self::Files(shelf) => return shelf.serve(jobs, stop).await,
+            Self::Files(shelf) => return keep(*shelf, jobs, stop).await,
             Self::Project(project) => Some(*project),
             Self::LastGood(last_good) => Self::awaited(*last_good, admin, (&mut jobs, stop)).await,
         };
         if let Some((control, registrar)) = project {
-            tokio::join!(control.run(stop), registrar.serve(jobs, stop));
+            tokio::join!(control.run(stop), keep(registrar, jobs, stop));
         }
     }
 

@@ -12,13 +12,12 @@ use registry::{
     AliasChange, AliasName, LookupError, ModelName, NewVersion, Promotion, Registry, Release,
     Version,
 };
-use tokio::sync::{Notify, mpsc, watch};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::{Notify, watch};
 
 use super::View;
 use crate::config::ModelConfig;
 use crate::prepare::{Blueprint, ROWS_MAX_KEY, Workshop, service};
-use crate::repository::{self, Job, Load, LoadBody, RepositoryError, Task};
+use crate::repository::{self, Keeper, Load, LoadBody, RepositoryError, Task};
 use crate::serve::Core;
 
 const REASON: &str = "asked for through the model repository";
@@ -35,29 +34,7 @@ pub(super) struct Registrar {
     pub view: watch::Receiver<Arc<View>>,
 }
 
-impl Registrar {
-    /// Does one request after the other until it is told to stop.
-    pub(super) async fn serve(mut self, mut jobs: mpsc::Receiver<Job>, stop: &CancellationToken) {
-        loop {
-            let job = tokio::select! {
-                biased;
-                () = stop.cancelled() => return,
-                Some(job) = jobs.recv() => job,
-                else => return,
-            };
-            let Job { model, task, done } = job;
-            let answer = tokio::select! {
-                () = stop.cancelled() => return,
-                answer = self.obey(&model, task) => answer,
-            };
-            if let Err(error) = &answer {
-                tracing::warn!(%model, %error, "request to the repository refused");
-            }
-            // Whoever asked may be gone: then nobody is told.
-            drop(done.send(answer));
-        }
-    }
-
+impl Keeper for Registrar {
     async fn obey(&mut self, model: &ModelName, task: Task) -> Result<Version, RepositoryError> {
         let body = match task {
             Task::Load(body) => body,
@@ -68,7 +45,9 @@ impl Registrar {
         self.served(model, Some(version)).await?;
         Ok(version)
     }
+}
 
+impl Registrar {
     fn registry(&self) -> &Registry {
         &self.workshop.registry
     }

@@ -9,13 +9,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use registry::{ModelName, Version};
-use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
 
 use crate::config::{EngineChoice, ServeConfig, ServeRules};
 use crate::metrics::Metrics;
 use crate::prepare::{Blueprint, Loaders, TrialLimits};
-use crate::repository::{self, Job, Load, LoadBody, RepositoryError, Task};
+use crate::repository::{self, Keeper, Load, LoadBody, RepositoryError, Task};
 use crate::table::{CHAMPION, LoadedVersion, ModelParts, ModelTable, Publisher};
 
 /// The alias of the version before the champion.
@@ -52,6 +50,15 @@ pub(super) struct Shelf {
     metrics: Arc<Metrics>,
 }
 
+impl Keeper for Shelf {
+    async fn obey(&mut self, model: &ModelName, task: Task) -> Result<Version, RepositoryError> {
+        match task {
+            Task::Load(body) => self.load(model, body).await,
+            Task::Unload => self.unload(model),
+        }
+    }
+}
+
 impl Shelf {
     pub(super) fn new(options: ShelfOptions<'_>) -> Self {
         let ShelfOptions { config, files, .. } = options;
@@ -75,34 +82,6 @@ impl Shelf {
             loaders: options.loaders,
             publisher: options.publisher,
             metrics: options.metrics,
-        }
-    }
-
-    /// Does one request after the other until it is told to stop.
-    pub(super) async fn serve(mut self, mut jobs: mpsc::Receiver<Job>, stop: &CancellationToken) {
-        loop {
-            let job = tokio::select! {
-                biased;
-                () = stop.cancelled() => return,
-                Some(job) = jobs.recv() => job,
-            };
-            let Job { model, task, done } = job;
-            let answer = tokio::select! {
-                () = stop.cancelled() => return,
-                answer = self.obey(&model, task) => answer,
-            };
-            if let Err(error) = &answer {
-                tracing::warn!(%model, %error, "request to the repository refused");
-            }
-            // Whoever asked may be gone: then nobody is told.
-            drop(done.send(answer));
-        }
-    }
-
-    async fn obey(&mut self, model: &ModelName, task: Task) -> Result<Version, RepositoryError> {
-        match task {
-            Task::Load(body) => self.load(model, body).await,
-            Task::Unload => self.unload(model),
         }
     }
 

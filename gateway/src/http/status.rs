@@ -134,36 +134,55 @@ impl Refusal {
 
 impl From<Unrouted> for Refusal {
     fn from(unrouted: Unrouted) -> Self {
-        match unrouted {
-            Unrouted::Encoding => Self::new(
-                StatusCode::BAD_REQUEST,
-                "the path is not percent-encoded UTF-8",
-            ),
-            Unrouted::Path => Self::no_such_path(),
-            Unrouted::Method { allowed } => {
-                let mut refusal = Self::new(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed");
-                let allowed = HeaderValue::from_str(&allowed).expect("methods are tokens");
-                refusal.header = Some((ALLOW, allowed));
-                refusal
-            }
+        let message = match unrouted {
+            Unrouted::Path => return Self::no_such_path(),
+            Unrouted::Encoding => "the path is not percent-encoded UTF-8",
+            Unrouted::Method { .. } => "Method Not Allowed",
+        };
+        let (status, header) = of_unrouted(&unrouted);
+        Self {
+            header,
+            ..Self::new(status, message)
+        }
+    }
+}
+
+/// The status of a request that no route takes, and the header that belongs to it.
+pub(crate) fn of_unrouted(unrouted: &Unrouted) -> (StatusCode, Option<(HeaderName, HeaderValue)>) {
+    match unrouted {
+        Unrouted::Encoding => (StatusCode::BAD_REQUEST, None),
+        Unrouted::Path => (StatusCode::NOT_FOUND, None),
+        Unrouted::Method { allowed } => {
+            let allowed = HeaderValue::from_str(allowed).expect("methods are tokens");
+            (StatusCode::METHOD_NOT_ALLOWED, Some((ALLOW, allowed)))
+        }
+    }
+}
+
+/// The status of a caller who may not, and the header that belongs to it.
+pub(crate) fn of_denied(denied: &Denied) -> (StatusCode, Option<(HeaderName, HeaderValue)>) {
+    match denied {
+        Denied::NoKey | Denied::Unknown => {
+            let challenge = HeaderValue::from_static(CHALLENGE);
+            (
+                StatusCode::UNAUTHORIZED,
+                Some((WWW_AUTHENTICATE, challenge)),
+            )
+        }
+        Denied::Scope(_) => (StatusCode::FORBIDDEN, None),
+        Denied::Rate { retry_after_s } => {
+            let header = (RETRY_AFTER, (*retry_after_s).into());
+            (StatusCode::TOO_MANY_REQUESTS, Some(header))
         }
     }
 }
 
 impl From<Denied> for Refusal {
     fn from(denied: Denied) -> Self {
-        let message = denied.to_string();
-        match denied {
-            Denied::NoKey | Denied::Unknown => {
-                let mut refusal = Self::new(StatusCode::UNAUTHORIZED, message);
-                let challenge = HeaderValue::from_static(CHALLENGE);
-                refusal.header = Some((WWW_AUTHENTICATE, challenge));
-                refusal
-            }
-            Denied::Scope(_) => Self::new(StatusCode::FORBIDDEN, message),
-            Denied::Rate { retry_after_s } => {
-                Self::new(StatusCode::TOO_MANY_REQUESTS, message).retry_after(retry_after_s)
-            }
+        let (status, header) = of_denied(&denied);
+        Self {
+            header,
+            ..Self::new(status, denied.to_string())
         }
     }
 }

@@ -115,6 +115,8 @@ pub(crate) struct LoadedVersion {
     /// What waits for it in the pool.
     pub backlog: Backlog,
     pub breaker: Breaker,
+    /// What it ran when it was loaded: a version that fails on this too does not work.
+    pub known_good: Option<Vec<Tensor>>,
     /// Rows of one batch; 1 where requests cannot share a run.
     batch_rows: usize,
     /// One for each seat. A thread uses its own seat only, so no lock is ever waited for; the mutex
@@ -126,6 +128,13 @@ pub(crate) struct LoadedVersion {
 struct Seated {
     session: Session,
     runs: u32,
+}
+
+impl Seated {
+    fn runs_still(&mut self, inputs: &[Tensor], until: Option<Instant>) -> bool {
+        let run = || self.session.run_until(inputs, until).is_ok();
+        catch_unwind(AssertUnwindSafe(run)).unwrap_or(false)
+    }
 }
 
 /// Why a model cannot serve.
@@ -150,6 +159,9 @@ pub(crate) enum RunFailure {
     Engine(#[from] RunError),
     #[error("engine panicked")]
     Panicked,
+    /// The version runs what it ran when it was loaded, so this is not its fault, or not alone.
+    #[error("{0}, on these inputs only")]
+    OnTheseInputs(RunError),
 }
 
 impl LoadedVersion {
@@ -178,6 +190,7 @@ impl LoadedVersion {
             cost: CostModel::new(seats.in_place),
             backlog: Backlog::default(),
             breaker: Breaker::new(seats.breaker),
+            known_good: None,
             batch_rows: 1,
             sessions,
         };
@@ -205,8 +218,9 @@ impl LoadedVersion {
     }
 
     /// Runs on this thread, with its own session, and learns what it took; a run of ONNX Runtime is
-    /// stopped at `until`. A panic of the engine is
-    /// an error like another: its session is replaced, since its state is unknown.
+    /// stopped at `until`. A panic of the engine is an error like another: its session is replaced,
+    /// since its state is unknown. After an error of the engine what is known to run is run once, to
+    /// tell a version that is broken from inputs that it cannot take.
     pub(crate) fn run_until(
         &self,
         seat: Seat,
@@ -223,13 +237,19 @@ impl LoadedVersion {
             || !self.cost.is_in_place(rows);
         let began = is_timed.then(Instant::now);
         match catch_unwind(AssertUnwindSafe(|| seated.session.run_until(inputs, until))) {
-            Ok(outputs) => {
-                let outputs = outputs?;
+            Ok(Ok(outputs)) => {
                 if let Some(began) = began {
                     self.cost.observe(rows, began.elapsed());
                 }
                 Ok(outputs)
             }
+            Ok(Err(error @ RunError::Engine { .. })) => match &self.known_good {
+                Some(inputs) if seated.runs_still(inputs, until) => {
+                    Err(RunFailure::OnTheseInputs(error))
+                }
+                _ => Err(error.into()),
+            },
+            Ok(Err(error)) => Err(error.into()),
             Err(_) => {
                 if let Ok(fresh) = self.engine.session() {
                     seated.session = fresh;
