@@ -214,6 +214,7 @@ impl Session {
         };
         let outputs = outputs.map_err(|failure| match failure {
             RunFailure::Stopped => RunError::Stopped { engine },
+            RunFailure::Memory(reason) => RunError::Memory { engine, reason },
             RunFailure::Failed(reason) => RunError::Engine { engine, reason },
         })?;
         for (spec, tensor) in self.signature.outputs.iter().zip(&outputs) {
@@ -291,6 +292,14 @@ pub enum RunError {
     /// The engine failed.
     #[error("engine {engine} failed: {reason}")]
     Engine {
+        /// The engine.
+        engine: EngineKind,
+        /// Its reason.
+        reason: String,
+    },
+    /// The engine wanted more memory than there is.
+    #[error("engine {engine} has not the memory that it needs: {reason}")]
+    Memory {
         /// The engine.
         engine: EngineKind,
         /// Its reason.

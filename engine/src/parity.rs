@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
 
-use crate::model::{EngineKind, LoadError, Model};
+use crate::model::{EngineKind, LoadError, Model, RunError};
 use crate::onnx::OnnxFile;
+use crate::runtime::wants_memory;
 use crate::signature::Signature;
 use crate::tensor::{DataType, Tensor, TensorData};
 
@@ -52,6 +53,8 @@ pub struct EngineTrial {
     pub engine: EngineKind,
     /// Why it did not load or run the file, in a sentence; none when it ran.
     pub refused: Option<String>,
+    /// True when it refused for want of memory, which is the file's doing and not that of the inputs.
+    pub wants_memory: bool,
     /// The largest difference from the nearest other engine, divided by the larger of 1 and the
     /// numbers' sizes; `f64::MAX` where shapes, kinds or texts differ. None when it ran alone.
     pub difference_max: Option<f64>,
@@ -59,6 +62,32 @@ pub struct EngineTrial {
     pub micros_per_row: Option<f64>,
     /// True when another engine is within [`TOLERANCE`], or no other engine ran.
     pub agrees: bool,
+}
+
+/// Why an engine did not load or run the file.
+struct Refusal {
+    reason: String,
+    wants_memory: bool,
+}
+
+impl Refusal {
+    fn on_loading(error: LoadError) -> Self {
+        let reason = match error {
+            LoadError::Refused { reason, .. } => reason,
+            other => other.to_string(),
+        };
+        Self {
+            wants_memory: wants_memory(&reason),
+            reason,
+        }
+    }
+
+    fn on_running(error: &RunError) -> Self {
+        Self {
+            reason: error.to_string(),
+            wants_memory: matches!(error, RunError::Memory { .. }),
+        }
+    }
 }
 
 struct Ran {
@@ -164,19 +193,20 @@ fn fill_missing(inputs: &[Tensor]) -> Vec<Tensor> {
     filled.collect()
 }
 
-fn try_engine(file: &OnnxFile, engine: EngineKind, samples: &[Vec<Tensor>]) -> Result<Ran, String> {
-    let model = Model::load(file, engine).map_err(|error| match error {
-        LoadError::Refused { reason, .. } => reason,
-        other => other.to_string(),
-    })?;
-    let mut session = model.session().map_err(|error| error.to_string())?;
+fn try_engine(
+    file: &OnnxFile,
+    engine: EngineKind,
+    samples: &[Vec<Tensor>],
+) -> Result<Ran, Refusal> {
+    let model = Model::load(file, engine).map_err(Refusal::on_loading)?;
+    let mut session = model.session().map_err(Refusal::on_loading)?;
     let mut run = || {
         let outputs = samples
             .iter()
             .map(|inputs| session.run_until(inputs, Some(Instant::now() + SAMPLE_FOR)));
         outputs
             .collect::<Result<Vec<_>, _>>()
-            .map_err(|error| error.to_string())
+            .map_err(|error| Refusal::on_running(&error))
     };
     let started = Instant::now();
     let outputs = run()?;
@@ -215,15 +245,16 @@ fn enough(runs: usize, spent: Duration) -> bool {
 
 fn judge<'a>(
     engine: EngineKind,
-    run: &Result<Ran, String>,
+    run: &Result<Ran, Refusal>,
     others: impl Iterator<Item = &'a Ran>,
 ) -> EngineTrial {
     let ran = match run {
         Ok(ran) => ran,
-        Err(reason) => {
+        Err(refusal) => {
             return EngineTrial {
                 engine,
-                refused: Some(reason.clone()),
+                refused: Some(refusal.reason.clone()),
+                wants_memory: refusal.wants_memory,
                 difference_max: None,
                 micros_per_row: None,
                 agrees: false,
@@ -236,6 +267,7 @@ fn judge<'a>(
     EngineTrial {
         engine,
         refused: None,
+        wants_memory: false,
         difference_max,
         micros_per_row: Some(ran.micros_per_row),
         agrees: difference_max.is_none_or(|difference| difference <= TOLERANCE),

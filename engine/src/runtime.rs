@@ -137,7 +137,23 @@ pub(crate) struct RuntimeSession {
 pub(crate) enum RunFailure {
     /// Its deadline passed.
     Stopped,
+    /// It wanted more memory than there is.
+    Memory(String),
     Failed(String),
+}
+
+impl RunFailure {
+    fn of(reason: String) -> Self {
+        match wants_memory(&reason) {
+            true => Self::Memory(reason),
+            false => Self::Failed(reason),
+        }
+    }
+}
+
+/// Whether the library failed for want of memory: it has no code for that, only its words.
+pub(crate) fn wants_memory(reason: &str) -> bool {
+    reason.to_ascii_lowercase().contains("alloc")
 }
 
 impl RuntimeSession {
@@ -177,7 +193,7 @@ impl RuntimeSession {
         deadline: Option<Instant>,
     ) -> Result<Vec<Tensor>, RunFailure> {
         let Some(deadline) = deadline else {
-            return run(&mut self.session, &self.watch, inputs).map_err(RunFailure::Failed);
+            return run(&mut self.session, &self.watch, inputs).map_err(RunFailure::of);
         };
         self.watch.arm(deadline).map_err(RunFailure::Failed)?;
         let outputs = run(&mut self.session, &self.watch, inputs);
@@ -185,7 +201,7 @@ impl RuntimeSession {
         // A run that was over before the stop reached it has its outputs.
         outputs.map_err(|reason| match is_stopped {
             true => RunFailure::Stopped,
-            false => RunFailure::Failed(reason),
+            false => RunFailure::of(reason),
         })
     }
 }

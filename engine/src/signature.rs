@@ -63,12 +63,16 @@ pub struct Signature {
 
 impl Signature {
     /// The rows that `inputs` hold: the length of the first axis of those inputs whose first axis
-    /// varies. None where there is no such input, or their lengths differ: then the first axis is
-    /// no batch, and the inputs are one row.
+    /// varies. None where there is no such input, where their lengths differ, and where no output
+    /// has such an axis: then the first axis is no batch but, say, time, and the inputs are one row.
     pub fn rows(&self, inputs: &[Tensor]) -> Option<usize> {
+        let varies = |spec: &TensorSpec| spec.shape.first() == Some(&-1);
+        if !self.outputs.is_empty() && !self.outputs.iter().any(varies) {
+            return None;
+        }
         let mut rows = None;
         for (spec, tensor) in self.inputs.iter().zip(inputs) {
-            if spec.shape.first() != Some(&-1) {
+            if !varies(spec) {
                 continue;
             }
             let length = tensor.shape().first().copied();
@@ -134,5 +138,11 @@ mod tests {
             None
         );
         assert_eq!(signature(&[]).rows(&[]), None);
+        // A signal of any length to one number, beside a state: one row, however long it is.
+        let mut signal = signature(&[&[-1]]);
+        signal.outputs = vec![spec(&[1]), spec(&[2, -1])];
+        assert_eq!(signal.rows(&[tensor(&[16_000])]), None);
+        signal.outputs.push(spec(&[-1]));
+        assert_eq!(signal.rows(&[tensor(&[16_000])]), Some(16_000));
     }
 }

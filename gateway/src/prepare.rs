@@ -44,7 +44,7 @@ const LOADER_NICE: i32 = 5;
 pub(crate) struct Blueprint {
     pub model: Arc<str>,
     pub version: Version,
-    pub bytes: Arc<[u8]>,
+    pub file: Artifact,
     pub engine: EngineChoice,
     /// `None` for a model that takes its tensors as they come.
     pub service: Option<Arc<Service>>,
@@ -54,6 +54,27 @@ pub(crate) struct Blueprint {
     pub golden: Option<Golden>,
     /// What its trial may cost.
     pub trial: TrialLimits,
+}
+
+/// The bytes of a model file and their hash, which is made once.
+#[derive(Clone, Debug)]
+pub(crate) struct Artifact {
+    bytes: Arc<[u8]>,
+    digest: Digest,
+}
+
+impl Artifact {
+    /// Hashes the bytes.
+    pub(crate) fn new(bytes: Arc<[u8]>) -> Self {
+        let digest = Digest::of(&bytes);
+        Self { bytes, digest }
+    }
+
+    /// Bytes that were read by this digest, and hashed then.
+    pub(crate) fn of_digest(digest: Digest, bytes: &[u8]) -> Self {
+        let bytes = Arc::from(bytes);
+        Self { bytes, digest }
+    }
 }
 
 /// Why a version cannot serve.
@@ -120,7 +141,7 @@ fn load(
     seats: Seats,
     verdicts: &Verdicts,
 ) -> Result<LoadedVersion, PrepareError> {
-    let passed = verdicts.on(&blueprint.bytes, blueprint.engine, &blueprint.trial)?;
+    let passed = verdicts.on(&blueprint.file, blueprint.engine, &blueprint.trial)?;
     for EngineTrial {
         engine, refused, ..
     } in passed.parity.iter().flat_map(|parity| &parity.trials)
@@ -134,7 +155,7 @@ fn load(
         return Err(PrepareError::NoRun);
     }
     let golden = blueprint.golden;
-    let file = OnnxFile::check(blueprint.bytes, &OnnxLimits::default())?;
+    let file = OnnxFile::check(blueprint.file.bytes, &OnnxLimits::default())?;
     let new = NewVersion {
         model: blueprint.model,
         version: blueprint.version,
@@ -281,7 +302,7 @@ impl Workshop {
         let blueprint = Blueprint {
             model: model.as_str().into(),
             version,
-            bytes: Arc::from(&bytes[..]),
+            file: Artifact::of_digest(origin.artifact, &bytes),
             engine,
             service,
             rows_max: origin.rows_max,

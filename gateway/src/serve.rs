@@ -24,7 +24,7 @@ use crate::metrics::{AccessMetrics, Metrics, Sampled, TlsMetrics};
 use crate::page::Page;
 use crate::pool::{Pool, PoolOptions};
 use crate::predict::Desk;
-use crate::prepare::{Blueprint, Verdicts, prepare};
+use crate::prepare::{Artifact, Blueprint, Verdicts, prepare};
 use crate::recorder::{Recorder, RecorderGone, RecorderOptions};
 use crate::repository::Repository;
 use crate::shadow::{ShadowOptions, Shadows};
@@ -307,7 +307,7 @@ fn load_file(file: &FileModel, config: &ServeConfig, seats: Seats) -> Result<Loa
     let blueprint = Blueprint {
         model: file.name.as_str().into(),
         version: FILE_VERSION,
-        bytes: bytes.into(),
+        file: Artifact::new(bytes.into()),
         engine: config.engine,
         service: None,
         rows_max: None,

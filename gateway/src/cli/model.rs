@@ -11,7 +11,7 @@ use registry::{
 };
 
 use super::{Project, ProjectArgs, print_json};
-use crate::prepare::{Blueprint, Golden, Verdicts, prepare, service};
+use crate::prepare::{Artifact, Blueprint, Golden, Verdicts, prepare, service};
 use crate::table::{LoadedVersion, Seats};
 
 const REASON: &str = "set on the command line";
@@ -259,7 +259,7 @@ fn check_file(
     let blueprint = Blueprint {
         model: args.name.as_str().into(),
         version: 0,
-        bytes: Arc::from(bytes),
+        file: Artifact::new(Arc::from(bytes)),
         engine: config.map(|config| config.engine).unwrap_or_default(),
         service: bound,
         rows_max: None,

@@ -17,7 +17,7 @@ use super::fleet::{Aliases, Key, Ready};
 use super::last_good::{GoodModel, LastGood};
 use super::owner::Foundation;
 use super::{Control, REGISTRY, View, open_registry};
-use crate::prepare::{Blueprint, Golden, PrepareError, service};
+use crate::prepare::{Artifact, Blueprint, Golden, PrepareError, service};
 use crate::repository::{Job, RepositoryError};
 use crate::table::ModelTable;
 
@@ -167,7 +167,7 @@ async fn load_one(
     let blueprint = Blueprint {
         model: model.as_str().into(),
         version: *version,
-        bytes: Arc::from(&artifacts.get(&origin.artifact).await?[..]),
+        file: Artifact::of_digest(origin.artifact, &artifacts.get(&origin.artifact).await?),
         engine: foundation.model(model).engine,
         service: bound.map(|id| service(definitions, id)).transpose()?,
         rows_max: origin.rows_max,

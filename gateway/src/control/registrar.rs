@@ -16,7 +16,7 @@ use tokio::sync::{Notify, watch};
 
 use super::View;
 use crate::config::ModelConfig;
-use crate::prepare::{Blueprint, ROWS_MAX_KEY, Workshop, service};
+use crate::prepare::{Artifact, Blueprint, ROWS_MAX_KEY, Workshop, service};
 use crate::repository::{self, Keeper, Load, LoadBody, RepositoryError, Task};
 use crate::serve::Core;
 
@@ -71,7 +71,7 @@ impl Registrar {
         let blueprint = Blueprint {
             model: model.as_str().into(),
             version: 0,
-            bytes: Arc::clone(&bytes),
+            file: Artifact::new(Arc::clone(&bytes)),
             engine: config.map(|config| config.engine).unwrap_or_default(),
             service: bound,
             rows_max: load.rows_max,

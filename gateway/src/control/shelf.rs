@@ -12,7 +12,7 @@ use registry::{ModelName, Version};
 
 use crate::config::{EngineChoice, ServeConfig, ServeRules};
 use crate::metrics::Metrics;
-use crate::prepare::{Blueprint, Loaders, TrialLimits};
+use crate::prepare::{Artifact, Blueprint, Loaders, TrialLimits};
 use crate::repository::{self, Keeper, Load, LoadBody, RepositoryError, Task};
 use crate::table::{CHAMPION, LoadedVersion, ModelParts, ModelTable, Publisher};
 
@@ -112,7 +112,7 @@ impl Shelf {
         let blueprint = Blueprint {
             model: model.as_str().into(),
             version,
-            bytes,
+            file: Artifact::new(bytes),
             engine: self.engine,
             service: None,
             rows_max,

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::config::{EngineChoice, ServeArgs, ServeConfig};
 use crate::metrics::Metrics;
-use crate::prepare::{Blueprint, Verdicts, prepare};
+use crate::prepare::{Artifact, Blueprint, Verdicts, prepare};
 use crate::serve::{Backstage, assemble, close};
 use crate::table::{LoadedVersion, ModelParts, ModelTable, Publisher, Seats};
 
@@ -98,7 +98,7 @@ impl Bench {
             let blueprint = Blueprint {
                 model: model.into(),
                 version,
-                bytes: onnx::affine(weights, bias).into(),
+                file: Artifact::new(onnx::affine(weights, bias).into()),
                 engine: EngineChoice::Auto,
                 service: Some(Arc::clone(definitions.service(service).unwrap())),
                 rows_max: None,
@@ -324,7 +324,7 @@ fn a_model_that_does_not_take_its_services_row_is_refused() {
         let blueprint = Blueprint {
             model: "m".into(),
             version: 1,
-            bytes: bytes.into(),
+            file: Artifact::new(bytes.into()),
             engine: EngineChoice::Auto,
             service: Some(Arc::clone(definitions.service("visit").unwrap())),
             rows_max: None,

@@ -28,6 +28,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::process::{Resource, Rlimit, Signal, setrlimit};
 use serde::{Deserialize, Serialize};
 
+use super::Artifact;
 use crate::config::EngineChoice;
 
 /// Rows of the batches that a version is run with before it serves: one, a few, many.
@@ -139,18 +140,18 @@ impl Verdicts {
     /// As [`try_file`].
     pub(crate) fn on(
         &self,
-        bytes: &Arc<[u8]>,
+        file: &Artifact,
         engine: EngineChoice,
         limits: &TrialLimits,
     ) -> Result<Passed, TrialError> {
-        let digest = Digest::of(bytes);
-        let known =
-            |(tried, passed): &&(EngineChoice, Passed)| *tried == engine && passed.digest == digest;
+        let known = |(tried, passed): &&(EngineChoice, Passed)| {
+            *tried == engine && passed.digest == file.digest
+        };
         let before = self.kept().iter().find(known).cloned();
         if let Some((_, passed)) = before {
             return Ok(passed);
         }
-        let passed = try_file(bytes, engine, limits)?;
+        let passed = try_file(file, engine, limits)?;
         let mut kept = self.kept();
         if kept.len() == VERDICTS_MAX {
             kept.pop_front();
@@ -169,16 +170,16 @@ impl Verdicts {
 /// # Errors
 /// When the file is refused, crashes the child, costs it too much, or no child could be started.
 fn try_file(
-    bytes: &Arc<[u8]>,
+    file: &Artifact,
     engine: EngineChoice,
     limits: &TrialLimits,
 ) -> Result<Passed, TrialError> {
     if cfg!(test) {
         // The unit tests' own program has no such command: there the trial is made in place.
-        let judged = judge(Arc::clone(bytes), engine);
+        let judged = judge(Arc::clone(&file.bytes), engine);
         return judged.map_err(|error| TrialError::Refused(error.to_string()));
     }
-    let mut running = Running::start(bytes, engine, limits)?;
+    let mut running = Running::start(&file.bytes, engine, limits)?;
     let said = running.listen(limits.timeout)?;
     let ended = running.child.wait()?;
     if !ended.success() {
@@ -186,7 +187,7 @@ fn try_file(
     }
     match serde_json::from_slice(&said) {
         Ok(Verdict::Refused(reason)) => Err(TrialError::Refused(reason)),
-        Ok(Verdict::Passed(passed)) if passed.digest == Digest::of(bytes) => Ok(passed),
+        Ok(Verdict::Passed(passed)) if passed.digest == file.digest => Ok(passed),
         Ok(Verdict::Passed(_)) | Err(_) => Err(TrialError::NoVerdict),
     }
 }
@@ -346,8 +347,9 @@ fn judge(bytes: Arc<[u8]>, engine: EngineChoice) -> Result<Passed, JudgeError> {
     let mut runs = true;
     for (k, inputs) in batches.iter().enumerate() {
         match session.run(inputs) {
+            Err(RunError::Engine { .. }) => runs = false,
             // One row has to fit; that many do not is for the rows of a request to bound.
-            Err(RunError::Engine { reason, .. }) if k > 0 || !wants_memory(&reason) => runs = false,
+            Err(RunError::Memory { .. }) if k > 0 => runs = false,
             outputs => drop(outputs?),
         }
     }
@@ -363,21 +365,13 @@ fn judge(bytes: Arc<[u8]>, engine: EngineChoice) -> Result<Passed, JudgeError> {
 /// whose sides divide by 32. What ONNX Runtime loads is then served by it, without a comparison.
 fn uncompared(file: &OnnxFile, error: LoadError) -> Result<Model, LoadError> {
     let is_unsuited = match &error {
-        LoadError::NoEngine { trials } => {
-            let mut reasons = trials.iter().filter_map(|trial| trial.refused.as_deref());
-            !reasons.any(wants_memory)
-        }
+        LoadError::NoEngine { trials } => trials.iter().all(|trial| !trial.wants_memory),
         _ => false,
     };
     if !is_unsuited {
         return Err(error);
     }
     Model::load(file, EngineKind::OnnxRuntime).map_err(|_| error)
-}
-
-/// Whether a run failed for want of memory: that is the file's doing, not that of its inputs.
-fn wants_memory(reason: &str) -> bool {
-    reason.to_ascii_lowercase().contains("alloc")
 }
 
 /// Inputs of each batch size; of one size only where the model takes one size only.
@@ -388,3 +382,6 @@ pub(super) fn batches(file: &OnnxFile) -> [Vec<Tensor>; BATCHES.len()] {
         sample_inputs(file.signature(), rows, seed)
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -243,12 +243,14 @@ impl LoadedVersion {
                 }
                 Ok(outputs)
             }
-            Ok(Err(error @ RunError::Engine { .. })) => match &self.known_good {
-                Some(inputs) if seated.runs_still(inputs, until) => {
-                    Err(RunFailure::OnTheseInputs(error))
+            Ok(Err(error @ (RunError::Engine { .. } | RunError::Memory { .. }))) => {
+                match &self.known_good {
+                    Some(inputs) if seated.runs_still(inputs, until) => {
+                        Err(RunFailure::OnTheseInputs(error))
+                    }
+                    _ => Err(error.into()),
                 }
-                _ => Err(error.into()),
-            },
+            }
             Ok(Err(error)) => Err(error.into()),
             Err(_) => {
                 if let Ok(fresh) = self.engine.session() {

@@ -15,6 +15,7 @@ mod http;
 mod keys;
 mod kill;
 mod last_good;
+mod line;
 mod names;
 mod onnx;
 mod operator;
