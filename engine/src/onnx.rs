@@ -7,6 +7,7 @@
 //! refused, since two parsers may read it in two ways.
 
 mod findings;
+mod labels;
 mod operators;
 mod schema;
 mod stored;
@@ -14,6 +15,7 @@ mod walk;
 mod wire;
 mod zip_map;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -118,6 +120,16 @@ impl OnnxFile {
     /// where it ended in `ZipMap`, a copy without it.
     pub fn bytes(&self) -> &Arc<[u8]> {
         &self.bytes
+    }
+
+    /// The labels of each output that holds a classifier's scores, in the order of its columns;
+    /// nothing for an output whose columns are only numbered.
+    pub fn class_labels(&self) -> BTreeMap<String, Vec<String>> {
+        let mut operators = self.operators.iter();
+        match operators.any(|operator| labels::is_classifier(&operator.name)) {
+            true => labels::labels(&self.bytes),
+            false => BTreeMap::new(),
+        }
     }
 
     /// The operators in use, by domain and name.

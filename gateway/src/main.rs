@@ -22,6 +22,9 @@ mod keys;
 mod listener;
 mod metrics;
 mod oip;
+#[cfg(test)]
+#[path = "../tests/gateway/onnx.rs"]
+mod onnx;
 mod page;
 mod pool;
 mod predict;

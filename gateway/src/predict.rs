@@ -9,7 +9,6 @@ use std::borrow::Cow;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use engine::Tensor;
 use featurestore::Role;
 use rand::rngs::StdRng;
 use rand::{Rng, RngCore, SeedableRng};
@@ -317,7 +316,7 @@ fn response<'a>(
         prediction: (!asked.probe).then_some(asked.prediction),
         fallback_reason: answered.reason.map(Reason::as_str),
         feature_status,
-        outputs: select(route, &answered.outputs, asked)?,
+        outputs: select(route, answered, asked)?,
     })
 }
 
@@ -343,10 +342,10 @@ fn check_outputs(route: &Route<'_>, wanted: &[WantedOutput]) -> Result<(), Predi
 /// none was named. Every version of a chain has the same outputs in the same order.
 fn select<'a>(
     route: &Route<'a>,
-    outputs: &'a [Tensor],
+    answered: &'a Answered,
     asked: &Asked,
 ) -> Result<Vec<ResponseOutput<'a>>, ClassifyError> {
-    let known = || route.first.public.outputs.iter().zip(outputs);
+    let known = || route.first.public.outputs.iter().zip(&answered.outputs);
     if asked.outputs.is_empty() {
         let whole = known().map(|(spec, tensor)| ResponseOutput {
             name: &spec.name,
@@ -357,13 +356,20 @@ fn select<'a>(
     }
     let mut selected = Vec::with_capacity(asked.outputs.len());
     for wanted in &asked.outputs {
-        let Some((spec, tensor)) = known().find(|(spec, _)| *spec.name == *wanted.name) else {
+        let mut places = known().enumerate();
+        let named = places.find(|(_, (spec, _))| *spec.name == *wanted.name);
+        let Some((place, (spec, tensor))) = named else {
             continue;
         };
         selected.push(ResponseOutput {
             name: &spec.name,
             tensor: match wanted.classification {
-                Some(count) => Cow::Owned(oip::classify(spec, tensor, count)?),
+                Some(count) => {
+                    let version = answered.version.as_ref();
+                    let labels = version.and_then(|version| version.labels.get(place));
+                    let labels = labels.map_or(&[][..], |labels| labels);
+                    Cow::Owned(oip::classify(spec, tensor, count, labels)?)
+                }
                 None => Cow::Borrowed(tensor),
             },
             binary: wanted.binary.unwrap_or(asked.binary_outputs),

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::config::EngineChoice;
-use crate::table::{BindError, LoadedVersion, NewVersion, RunFailure, Seats};
+use crate::table::{BindError, Labels, LoadedVersion, NewVersion, RunFailure, Seats};
 
 pub(crate) use golden::{Golden, GoldenError};
 pub(crate) use trial::{CheckModelArgs, TrialLimits, Verdicts, check_model};
@@ -37,6 +37,8 @@ const PREPARE_MAX: Duration = Duration::from_secs(300);
 const WARM_UP_MAX: Duration = Duration::from_secs(2);
 /// The key beside a registered version's signature that limits the rows of one request.
 pub(crate) const ROWS_MAX_KEY: &str = "max_batch_size";
+/// The key beside a registered version's signature with the labels of its outputs' classes.
+pub(crate) const LABELS_KEY: &str = "labels";
 /// The loaders' niceness: serving goes first.
 const LOADER_NICE: i32 = 5;
 
@@ -52,6 +54,8 @@ pub(crate) struct Blueprint {
     pub rows_max: Option<usize>,
     /// Rows that it must reproduce.
     pub golden: Option<Golden>,
+    /// What the classes of its outputs are called, beside what the file says.
+    pub labels: Labels,
     /// What its trial may cost.
     pub trial: TrialLimits,
 }
@@ -156,6 +160,8 @@ fn load(
     }
     let golden = blueprint.golden;
     let file = OnnxFile::check(blueprint.file.bytes, &OnnxLimits::default())?;
+    let mut labels = file.class_labels();
+    labels.extend(blueprint.labels);
     let new = NewVersion {
         model: blueprint.model,
         version: blueprint.version,
@@ -163,6 +169,7 @@ fn load(
         parity: passed.parity,
         service: blueprint.service,
         rows_max: blueprint.rows_max,
+        labels,
     };
     let mut loaded = LoadedVersion::new(new, seats)?;
     if let Some(golden) = golden {
@@ -264,6 +271,9 @@ pub(crate) struct Origin {
     pub service: Option<String>,
     /// Rows of one request, where the version has a limit of its own.
     pub rows_max: Option<usize>,
+    /// The labels that it was registered with.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
 }
 
 /// Where versions come from, and how they are to be run.
@@ -291,6 +301,7 @@ impl Workshop {
             rows_max: registered.signature[ROWS_MAX_KEY]
                 .as_u64()
                 .and_then(|rows| usize::try_from(rows).ok()),
+            labels: Labels::deserialize(&registered.signature[LABELS_KEY]).unwrap_or_default(),
         };
         let bound = origin.service.as_deref();
         let service = bound.map(|id| service(&self.definitions, id)).transpose()?;
@@ -307,6 +318,7 @@ impl Workshop {
             service,
             rows_max: origin.rows_max,
             golden,
+            labels: origin.labels.clone(),
             trial: self.trial,
         };
         Ok((self.loaders.prepare(blueprint).await?, origin))

@@ -16,7 +16,7 @@ use crate::config::RepositoryConfig;
 use crate::prepare::PrepareError;
 use crate::serve::Core;
 
-pub(crate) use body::{BodyError, Load, LoadBody, LoadParameters};
+pub(crate) use body::{BodyError, Load, LoadBody, LoadParameters, lines};
 
 /// Requests that may wait, each with its body; beyond it they are shed.
 const JOBS_MAX: usize = 4;

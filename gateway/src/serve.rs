@@ -28,7 +28,9 @@ use crate::prepare::{Artifact, Blueprint, Verdicts, prepare};
 use crate::recorder::{Recorder, RecorderGone, RecorderOptions};
 use crate::repository::Repository;
 use crate::shadow::{ShadowOptions, Shadows};
-use crate::table::{CHAMPION, LiveTable, LoadedVersion, ModelParts, ModelTable, Publisher, Seats};
+use crate::table::{
+    CHAMPION, Labels, LiveTable, LoadedVersion, ModelParts, ModelTable, Publisher, Seats,
+};
 use crate::tls::{Tls, TlsWatch};
 
 /// The version that a file without a registry is served as.
@@ -312,6 +314,7 @@ fn load_file(file: &FileModel, config: &ServeConfig, seats: Seats) -> Result<Loa
         service: None,
         rows_max: None,
         golden: None,
+        labels: Labels::new(),
         trial: config.trial,
     };
     prepare(blueprint, seats, &Verdicts::default()).with_context(from)

@@ -20,7 +20,7 @@ use crate::metrics::Metrics;
 use crate::reaper::{Reaper, Retired};
 
 pub(crate) use statistics::{Leaf, Timed, Totals};
-pub(crate) use version::{BindError, LoadedVersion, NewVersion, RunFailure, Seat, Seats};
+pub(crate) use version::{BindError, Labels, LoadedVersion, NewVersion, RunFailure, Seat, Seats};
 
 /// The alias whose version answers.
 pub(crate) const CHAMPION: &str = "champion";

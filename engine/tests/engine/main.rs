@@ -10,6 +10,7 @@ mod choice;
 mod ensembles;
 mod fixture;
 mod forests;
+mod labels;
 mod node_models;
 mod pipelines;
 mod stop;

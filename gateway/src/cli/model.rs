@@ -1,7 +1,6 @@
 //! `loopgate model …`: versions come in from files, aliases are set, history is read.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
@@ -11,8 +10,9 @@ use registry::{
 };
 
 use super::{Project, ProjectArgs, print_json};
-use crate::prepare::{Artifact, Blueprint, Golden, Verdicts, prepare, service};
-use crate::table::{LoadedVersion, Seats};
+use crate::prepare::{Artifact, Blueprint, Golden, LABELS_KEY, Verdicts, prepare, service};
+use crate::repository::lines;
+use crate::table::{Labels, LoadedVersion, Seats};
 
 const REASON: &str = "set on the command line";
 
@@ -64,6 +64,9 @@ pub(crate) struct RegisterArgs {
     /// responses in the model's own tensors, as docs/prepare.md has it
     #[arg(long, value_name = "FILE")]
     golden: Option<PathBuf>,
+    /// A text file with the label of each class of an output on a line of its own; repeatable
+    #[arg(long, value_name = "OUTPUT=FILE", value_parser = label_file)]
+    labels: Vec<(String, PathBuf)>,
     /// For people
     #[arg(long, default_value = "")]
     description: String,
@@ -105,6 +108,11 @@ pub(crate) struct PromoteArgs {
     change: ChangeArgs,
     /// The version that becomes the champion
     version: Version,
+}
+
+fn label_file(text: &str) -> Result<(String, PathBuf), String> {
+    let (output, file) = text.split_once('=').ok_or("expected OUTPUT=FILE")?;
+    Ok((output.to_owned(), file.into()))
 }
 
 /// A version, or none.
@@ -167,8 +175,17 @@ async fn register(args: &RegisterArgs) -> Result<()> {
     let bytes =
         std::fs::read(&args.file).with_context(|| format!("model file {}", args.file.display()))?;
     let golden = args.golden.as_deref().map(read_golden).transpose()?;
-    let checked = golden.as_deref().map(Golden::read).transpose()?;
-    let (prepared, service) = check_file(&project, args, (&bytes, checked))?;
+    let labels = read_labels(&args.labels)?;
+    let brought = Brought {
+        file: Artifact::new(bytes.as_slice().into()),
+        golden: golden.as_deref().map(Golden::read).transpose()?,
+        labels: labels.clone(),
+    };
+    let (prepared, service) = check_file(&project, args, brought)?;
+    let mut signature = serde_json::to_value(prepared.engine.signature())?;
+    if !labels.is_empty() {
+        signature[LABELS_KEY] = serde_json::to_value(labels)?;
+    }
     let registry = project.registry().await?;
     let at_ms = match args.at_ms {
         Some(at_ms) => at_ms,
@@ -185,7 +202,7 @@ async fn register(args: &RegisterArgs) -> Result<()> {
             model: args.name.clone(),
             artifact,
             golden,
-            signature: serde_json::to_value(prepared.engine.signature())?,
+            signature,
             service,
             run: None,
             algorithm: "external".to_owned(),
@@ -243,11 +260,27 @@ fn read_golden(path: &Path) -> Result<Vec<u8>> {
     std::fs::read(path).with_context(|| format!("golden rows {}", path.display()))
 }
 
+fn read_labels(files: &[(String, PathBuf)]) -> Result<Labels> {
+    let read = files.iter().map(|(output, path)| {
+        let text = std::fs::read_to_string(path);
+        let text = text.with_context(|| format!("labels {}", path.display()))?;
+        Ok((output.clone(), lines(&text)))
+    });
+    read.collect()
+}
+
+/// What the files of a registration hold.
+struct Brought {
+    file: Artifact,
+    golden: Option<Golden>,
+    labels: Labels,
+}
+
 /// What the gateway does before it serves a version is done before it is registered.
 fn check_file(
     project: &Project,
     args: &RegisterArgs,
-    (bytes, golden): (&[u8], Option<Golden>),
+    brought: Brought,
 ) -> Result<(LoadedVersion, Option<String>)> {
     let config = project.config.models.get(&args.name);
     let configured = || config.and_then(|config| config.service.as_deref());
@@ -259,11 +292,12 @@ fn check_file(
     let blueprint = Blueprint {
         model: args.name.as_str().into(),
         version: 0,
-        file: Artifact::new(Arc::from(bytes)),
+        file: brought.file,
         engine: config.map(|config| config.engine).unwrap_or_default(),
         service: bound,
         rows_max: None,
-        golden,
+        golden: brought.golden,
+        labels: brought.labels,
         trial: project.serve.trial,
     };
     let prepared = prepare(blueprint, Seats::new(1), &Verdicts::default())

@@ -172,6 +172,7 @@ async fn load_one(
         service: bound.map(|id| service(definitions, id)).transpose()?,
         rows_max: origin.rows_max,
         golden,
+        labels: origin.labels.clone(),
         trial: foundation.trial,
     };
     Ok(Ready {

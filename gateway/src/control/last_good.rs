@@ -98,6 +98,7 @@ mod tests {
             golden: Some(Digest::of(b"its rows")),
             service: Some("score@1".to_owned()),
             rows_max: Some(8),
+            labels: [("p".to_owned(), vec!["no".to_owned()])].into(),
         };
         let model = GoodModel {
             aliases: [(AliasName::champion(), 3)].into(),

@@ -16,7 +16,7 @@ use tokio::sync::{Notify, watch};
 
 use super::View;
 use crate::config::ModelConfig;
-use crate::prepare::{Artifact, Blueprint, ROWS_MAX_KEY, Workshop, service};
+use crate::prepare::{Artifact, Blueprint, LABELS_KEY, ROWS_MAX_KEY, Workshop, service};
 use crate::repository::{self, Keeper, Load, LoadBody, RepositoryError, Task};
 use crate::serve::Core;
 
@@ -76,6 +76,7 @@ impl Registrar {
             service: bound,
             rows_max: load.rows_max,
             golden: None,
+            labels: load.labels.clone(),
             trial: self.workshop.trial,
         };
         // What cannot serve is not registered.
@@ -89,6 +90,9 @@ impl Registrar {
         } = load
         {
             signature[ROWS_MAX_KEY] = rows.into();
+        }
+        if !load.labels.is_empty() {
+            signature[LABELS_KEY] = serde_json::json!(load.labels);
         }
         let at_ms = self.core.clock.now_ms();
         self.registry().ensure_model(model, at_ms).await?;

@@ -90,7 +90,11 @@ impl Shelf {
         model: &ModelName,
         body: LoadBody,
     ) -> Result<Version, RepositoryError> {
-        let Load { file, rows_max } = repository::decode(body, model).await?;
+        let Load {
+            file,
+            rows_max,
+            labels,
+        } = repository::decode(body, model).await?;
         let shelved = self.models.get(model);
         let bytes = match file {
             Some(bytes) => bytes,
@@ -117,6 +121,7 @@ impl Shelf {
             service: None,
             rows_max,
             golden: None,
+            labels,
             trial: self.trial,
         };
         let loaded = Arc::new(self.loaders.prepare(blueprint).await?);

@@ -1,4 +1,5 @@
-//! The classification extension: of each row the best classes, best first, as `value:index`.
+//! The classification extension: of each row the best classes, best first, as `value:index`, or
+//! `value:index:label` where the class has a label.
 
 use std::cmp::Ordering;
 use std::num::NonZeroUsize;
@@ -25,6 +26,7 @@ pub(crate) fn classify(
     spec: &TensorSpec,
     tensor: &Tensor,
     count: NonZeroUsize,
+    labels: &[Box<str>],
 ) -> Result<Tensor, ClassifyError> {
     let (batch, inner) = match (tensor.shape(), spec.shape.first()) {
         ([rows, inner @ ..], Some(-1)) => (vec![*rows], inner),
@@ -32,25 +34,30 @@ pub(crate) fn classify(
     };
     let classes = inner.iter().product();
     let count = count.get().min(classes);
+    let wanted = Classes {
+        classes,
+        count,
+        labels,
+    };
     let texts = match tensor.data() {
-        TensorData::Uint8(values) => ranked(values, classes, count),
-        TensorData::Uint16(values) => ranked(values, classes, count),
-        TensorData::Uint32(values) => ranked(values, classes, count),
-        TensorData::Uint64(values) => ranked(values, classes, count),
-        TensorData::Int8(values) => ranked(values, classes, count),
-        TensorData::Int16(values) => ranked(values, classes, count),
-        TensorData::Int32(values) => ranked(values, classes, count),
-        TensorData::Int64(values) => ranked(values, classes, count),
+        TensorData::Uint8(values) => ranked(values, wanted),
+        TensorData::Uint16(values) => ranked(values, wanted),
+        TensorData::Uint32(values) => ranked(values, wanted),
+        TensorData::Uint64(values) => ranked(values, wanted),
+        TensorData::Int8(values) => ranked(values, wanted),
+        TensorData::Int16(values) => ranked(values, wanted),
+        TensorData::Int32(values) => ranked(values, wanted),
+        TensorData::Int64(values) => ranked(values, wanted),
         TensorData::Fp16(bits) => {
             let values: Vec<f32> = bits.iter().map(|&bits| FP16.widen(bits)).collect();
-            ranked(&values, classes, count)
+            ranked(&values, wanted)
         }
         TensorData::Bf16(bits) => {
             let values: Vec<f32> = bits.iter().map(|&bits| BF16.widen(bits)).collect();
-            ranked(&values, classes, count)
+            ranked(&values, wanted)
         }
-        TensorData::Fp32(values) => ranked(values, classes, count),
-        TensorData::Fp64(values) => ranked(values, classes, count),
+        TensorData::Fp32(values) => ranked(values, wanted),
+        TensorData::Fp64(values) => ranked(values, wanted),
         _ => {
             return Err(ClassifyError {
                 output: spec.name.as_str().into(),
@@ -62,10 +69,23 @@ pub(crate) fn classify(
     Ok(Tensor::new(shape, TensorData::Bytes(texts)).expect("each row has `count` classes"))
 }
 
-fn ranked<T>(values: &[T], classes: usize, count: usize) -> Vec<Vec<u8>>
+/// How many classes a row has, how many of them are wanted, and what they are called.
+#[derive(Clone, Copy)]
+struct Classes<'l> {
+    classes: usize,
+    count: usize,
+    labels: &'l [Box<str>],
+}
+
+fn ranked<T>(values: &[T], wanted: Classes<'_>) -> Vec<Vec<u8>>
 where
     T: PartialOrd + std::fmt::Display,
 {
+    let Classes {
+        classes,
+        count,
+        labels,
+    } = wanted;
     let mut texts = Vec::new();
     if count == 0 {
         return texts;
@@ -79,7 +99,13 @@ where
             order.select_nth_unstable_by(count, better);
         }
         order[..count].sort_unstable_by(better);
-        let text = |&index: &usize| format!("{}:{index}", row[index]).into_bytes();
+        let text = |&index: &usize| {
+            let text = match labels.get(index) {
+                Some(label) => format!("{}:{index}:{label}", row[index]),
+                None => format!("{}:{index}", row[index]),
+            };
+            text.into_bytes()
+        };
         texts.extend(order[..count].iter().map(text));
     }
     texts
@@ -112,7 +138,7 @@ mod tests {
         let tensor = Tensor::new(axes.collect(), data).unwrap();
         let declared: Vec<i64> = shape.iter().map(|&axis| axis.max(-1)).collect();
         let count = NonZeroUsize::new(count).unwrap();
-        let made = classify(&spec(&declared), &tensor, count).unwrap();
+        let made = classify(&spec(&declared), &tensor, count, &[]).unwrap();
         let (shape, TensorData::Bytes(texts)) = made.into_parts() else {
             panic!("classes are BYTES");
         };
@@ -142,7 +168,18 @@ mod tests {
     #[test]
     fn what_is_no_number_has_no_classes() {
         let texts = Tensor::new(vec![1], TensorData::Bytes(vec![vec![]])).unwrap();
-        assert!(classify(&spec(&[1]), &texts, NonZeroUsize::MIN).is_err());
+        assert!(classify(&spec(&[1]), &texts, NonZeroUsize::MIN, &[]).is_err());
+    }
+
+    #[test]
+    fn a_class_that_has_a_label_is_written_with_it() {
+        let rows = Tensor::new(vec![1, 3], TensorData::Fp32(vec![0.25, 0.5, 0.125])).unwrap();
+        let count = NonZeroUsize::new(3).unwrap();
+        let labels = ["no".into(), "per:haps".into()];
+        let made = classify(&spec(&[-1, 3]), &rows, count, &labels).unwrap();
+        let expected = ["0.5:1:per:haps", "0.25:0:no", "0.125:2"];
+        let expected = expected.map(|text| text.as_bytes().to_vec()).to_vec();
+        assert_eq!(made.data(), &TensorData::Bytes(expected));
     }
 
     proptest! {

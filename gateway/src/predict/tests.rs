@@ -10,12 +10,10 @@ use tempfile::TempDir;
 use super::*;
 use crate::config::{EngineChoice, ServeArgs, ServeConfig};
 use crate::metrics::Metrics;
+use crate::onnx;
 use crate::prepare::{Artifact, Blueprint, Verdicts, prepare};
 use crate::serve::{Backstage, assemble, close};
 use crate::table::{LoadedVersion, ModelParts, ModelTable, Publisher, Seats};
-
-#[path = "../../tests/gateway/onnx.rs"]
-mod onnx;
 
 const FEATURES: &str = r#"
 [[source]]
@@ -103,6 +101,7 @@ impl Bench {
                 service: Some(Arc::clone(definitions.service(service).unwrap())),
                 rows_max: None,
                 golden: None,
+                labels: BTreeMap::new(),
                 trial: self.config.trial,
             };
             prepare(blueprint, Seats::new(1), &Verdicts::default()).unwrap()
@@ -329,6 +328,7 @@ fn a_model_that_does_not_take_its_services_row_is_refused() {
             service: Some(Arc::clone(definitions.service("visit").unwrap())),
             rows_max: None,
             golden: None,
+            labels: BTreeMap::new(),
             trial: bench.config.trial,
         };
         let refused = prepare(blueprint, Seats::new(1), &Verdicts::default())

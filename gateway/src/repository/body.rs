@@ -10,6 +10,8 @@ use registry::ModelName;
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::table::Labels;
+
 const CONFIG: &str = "config";
 const FILE: &str = "file:";
 
@@ -37,6 +39,8 @@ pub(crate) struct Load {
     pub file: Option<Arc<[u8]>>,
     /// Rows of one request.
     pub rows_max: Option<usize>,
+    /// What the classes of its outputs are called.
+    pub labels: Labels,
 }
 
 /// Why a load request is refused before its file is looked at.
@@ -54,6 +58,8 @@ pub(crate) enum BodyError {
     Files(usize),
     #[error("`config` is no model configuration: {0}")]
     Config(serde_json::Error),
+    #[error("label file `{0}` of the configuration is not among the files, or is not UTF-8")]
+    LabelFile(String),
     #[error("`config` is of model `{found}`, not of `{model}`")]
     OtherModel { found: String, model: ModelName },
 }
@@ -70,15 +76,27 @@ struct Written {
 struct Config {
     name: String,
     max_batch_size: i64,
+    output: Vec<ConfigOutput>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct ConfigOutput {
+    name: String,
+    /// The file that has the label of each class on a line of its own.
+    label_filename: String,
 }
 
 impl LoadBody {
     /// Decodes; a file of hundreds of megabytes takes a good part of a second.
     pub(crate) fn decode(self, model: &ModelName) -> Result<Load, BodyError> {
-        let parameters = match self {
+        let mut parameters = match self {
             Self::Json(body) => LoadParameters::read(&body)?,
             Self::Parameters(parameters) => parameters,
         };
+        for (name, _) in &parameters.files {
+            check_name(name)?;
+        }
         let mut load = Load::default();
         if let Some(config) = &parameters.config {
             let config: Config = serde_json::from_str(config).map_err(BodyError::Config)?;
@@ -91,9 +109,7 @@ impl LoadBody {
             load.rows_max = usize::try_from(config.max_batch_size)
                 .ok()
                 .filter(|rows| *rows > 0);
-        }
-        for (name, _) in &parameters.files {
-            check_name(name)?;
+            load.labels = take_labels(&config.output, &mut parameters.files)?;
         }
         match &parameters.files[..] {
             [] => {}
@@ -129,6 +145,41 @@ impl LoadParameters {
         }
         Ok(read)
     }
+}
+
+/// Reads the label files that the outputs name, and takes them from the others.
+fn take_labels(
+    outputs: &[ConfigOutput],
+    files: &mut Vec<(String, Bytes)>,
+) -> Result<Labels, BodyError> {
+    let names = |file: &str, label: &str| file.rsplit('/').next() == Some(label);
+    let labelled = || {
+        outputs
+            .iter()
+            .filter(|output| !output.label_filename.is_empty())
+    };
+    let mut labels = Labels::new();
+    for ConfigOutput {
+        name,
+        label_filename,
+    } in labelled()
+    {
+        let mut named = files.iter().filter(|(file, _)| names(file, label_filename));
+        let content = named
+            .next()
+            .map(|(_, content)| std::str::from_utf8(content));
+        let Some(Ok(text)) = content else {
+            return Err(BodyError::LabelFile(shown(label_filename)));
+        };
+        labels.insert(name.clone(), lines(text));
+    }
+    files.retain(|(file, _)| !labelled().any(|output| names(file, &output.label_filename)));
+    Ok(labels)
+}
+
+/// The labels of a label file.
+pub(crate) fn lines(text: &str) -> Vec<String> {
+    text.lines().map(|line| line.trim().to_owned()).collect()
 }
 
 /// A file's name is looked at, never used: `file:`, a number, a slash and a name without one.
@@ -183,6 +234,27 @@ mod tests {
         let load = decode(&json!({ "parameters": parameters }).to_string()).unwrap();
         assert_eq!(load.file.as_deref(), Some(&b"bytes"[..]));
         assert_eq!(load.rows_max, Some(8));
+    }
+
+    #[test]
+    fn label_files_are_read_and_are_no_model_files() {
+        let with = |labels: &str, content: &[u8]| {
+            let config =
+                json!({"output": [{"name": "p", "label_filename": "labels.txt"}, {"name": "q"}]});
+            let parameters = json!({
+                "config": config.to_string(),
+                "file:1/model.onnx": STANDARD.encode(b"bytes"),
+                labels: STANDARD.encode(content),
+            });
+            decode(&json!({ "parameters": parameters }).to_string())
+        };
+        let load = with("file:1/labels.txt", "no\r\nüber\n".as_bytes()).unwrap();
+        assert_eq!(load.file.as_deref(), Some(&b"bytes"[..]));
+        let labels = vec!["no".to_owned(), "über".to_owned()];
+        assert_eq!(load.labels, Labels::from([("p".to_owned(), labels)]));
+        let refused = with("file:1/label.txt", b"no").unwrap_err();
+        assert!(refused.contains("labels.txt"), "{refused}");
+        assert!(with("file:1/labels.txt", b"\xff").is_err());
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! A loaded version: a model, what it takes from a caller, and a session for each thread that runs it.
 
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -92,7 +93,15 @@ pub(crate) struct NewVersion {
     pub service: Option<Arc<Service>>,
     /// Rows of one request, where the version has a limit of its own.
     pub rows_max: Option<usize>,
+    /// What the columns of an output are called, by its name.
+    pub labels: Labels,
 }
+
+/// The labels of classes, by the output that has a column for each.
+pub(crate) type Labels = BTreeMap<String, Vec<String>>;
+
+/// The label of each class of one output.
+type ClassLabels = Box<[Box<str>]>;
 
 /// A version that can answer.
 pub(crate) struct LoadedVersion {
@@ -109,6 +118,8 @@ pub(crate) struct LoadedVersion {
     pub rows_max: Option<usize>,
     /// What callers send and get: with a service its request fields, else the model's own inputs.
     pub public: Signature,
+    /// The labels of each output's classes; empty where they have none.
+    pub labels: Box<[ClassLabels]>,
     pub statistics: Statistics,
     /// What its runs take.
     pub cost: CostModel,
@@ -148,6 +159,8 @@ pub(crate) enum BindError {
         features: usize,
         found: String,
     },
+    #[error("labels are given for output `{0}`, which the model does not have")]
+    Labels(String),
     #[error(transparent)]
     Load(#[from] LoadError),
 }
@@ -171,6 +184,7 @@ impl LoadedVersion {
             Some(service) => public_signature(service, new.engine.signature())?,
             None => new.engine.signature().clone(),
         };
+        let labels = labels(&public, new.labels)?;
         let seated = |_| {
             let session = new.engine.session()?;
             Ok::<_, LoadError>(Mutex::new(Seated { session, runs: 0 }))
@@ -186,6 +200,7 @@ impl LoadedVersion {
             service: new.service,
             rows_max: new.rows_max,
             public,
+            labels,
             statistics: Statistics::new(seats.count()),
             cost: CostModel::new(seats.in_place),
             backlog: Backlog::default(),
@@ -282,6 +297,20 @@ impl LoadedVersion {
             (None, None) => self.public.inputs == other.public.inputs,
             _ => false,
         }
+    }
+}
+
+/// The labels in the order of the outputs.
+fn labels(public: &Signature, mut labels: Labels) -> Result<Box<[ClassLabels]>, BindError> {
+    let outputs = public.outputs.iter();
+    let in_order = outputs.map(|output| {
+        let of_output = labels.remove(&output.name).unwrap_or_default();
+        of_output.into_iter().map(String::into_boxed_str).collect()
+    });
+    let in_order = in_order.collect();
+    match labels.pop_first() {
+        Some((output, _)) => Err(BindError::Labels(output)),
+        None => Ok(in_order),
     }
 }
 

@@ -4,7 +4,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
-use crate::onnx::affine;
+use crate::onnx::{DataType, affine, identity};
 use crate::operator::{Operator, Project};
 use crate::process::{Gateway, Setup};
 use crate::wire::Reply;
@@ -167,4 +167,69 @@ fn a_public_listener_loads_nothing_unless_it_is_told_to() {
         assert_eq!(reply.status, status, "{}", reply.text());
         assert_eq!(unload(&gateway, "a").status, status);
     }
+}
+
+/// The best two of three classes of one row.
+fn classes(gateway: &Gateway, model: &str) -> Value {
+    let body = json!({
+        "inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [0.25, 0.5, 0.125]}],
+        "outputs": [{"name": "y", "parameters": {"classification": 2}}],
+    });
+    let reply = gateway.post(&format!("/v2/models/{model}/infer"), &body.to_string());
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    reply.json()["outputs"][0]["data"].clone()
+}
+
+#[test]
+fn classes_are_written_with_the_labels_that_were_loaded_or_registered() {
+    let onnx = identity(["x", "y"], DataType::Float, &[-1, 3]);
+    let config = |output: &str| {
+        json!({"output": [{"name": output, "label_filename": "labels.txt"}]}).to_string()
+    };
+    let parameters = |output: &str| {
+        json!({
+            "config": config(output),
+            "file:1/model.onnx": STANDARD.encode(&onnx),
+            "file:1/labels.txt": STANDARD.encode("cat\ndog\n"),
+        })
+    };
+    let gateway = Gateway::with_models(&Setup::default());
+    assert_eq!(load(&gateway, "bare", &onnx).status, 200);
+    assert_eq!(classes(&gateway, "bare"), json!(["0.5:1", "0.25:0"]));
+    let loaded = load_with(&gateway, "pets", &parameters("y"));
+    assert_eq!(loaded.status, 200, "{}", loaded.text());
+    assert_eq!(
+        classes(&gateway, "pets"),
+        json!(["0.5:1:dog", "0.25:0:cat"])
+    );
+    let unknown = load_with(&gateway, "pets", &parameters("z"));
+    assert!(
+        unknown.status == 400 && unknown.error().contains("output `z`"),
+        "{}",
+        unknown.text()
+    );
+    gateway.drain();
+
+    let project = Project::new("");
+    let file = project.write("m.onnx", &onnx);
+    let labels = project.write("labels.txt", b"one\ntwo\nthree");
+    let labels = format!("y={}", labels.display());
+    let file = file.to_str().unwrap();
+    project.done(&[
+        "model", "register", file, "--name", "plain", "--labels", &labels,
+    ]);
+    let gateway = project.serve();
+    let mut operator = Operator::of(&gateway);
+    operator.until("/v1/models/plain", |model| model["ready"] == true);
+    assert_eq!(
+        classes(&gateway, "plain"),
+        json!(["0.5:1:two", "0.25:0:one"])
+    );
+    let loaded = load_with(&gateway, "plain", &parameters("y"));
+    assert_eq!(loaded.status, 200, "{}", loaded.text());
+    assert_eq!(
+        classes(&gateway, "plain"),
+        json!(["0.5:1:dog", "0.25:0:cat"])
+    );
+    gateway.drain();
 }

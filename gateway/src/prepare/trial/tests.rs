@@ -1,7 +1,5 @@
 use super::*;
-
-#[path = "../../../tests/gateway/onnx.rs"]
-mod onnx;
+use crate::onnx;
 
 const LIMITS: TrialLimits = TrialLimits {
     memory_bytes_max: 1 << 30,
