@@ -223,31 +223,59 @@ fn has_names(found: &[Outlet], expected: &[TensorSpec]) -> bool {
 /// Errors in one line; a panic of `ort` as an error.
 fn guarded<T>(work: impl FnOnce() -> ort::Result<T>) -> Result<T, String> {
     match catch_unwind(AssertUnwindSafe(work)) {
-        Ok(result) => result.map_err(|error| without_paths(&error.to_string())),
+        Ok(result) => result.map_err(|error| without_places(&error.to_string())),
         Err(_) => Err("onnx runtime panicked on the model".to_owned()),
     }
 }
 
-/// A message on one line, without the places in its own sources that the library names.
-fn without_paths(message: &str) -> String {
-    let words = message.split_whitespace().map(|word| {
-        word.split_once("/onnxruntime")
-            .map_or(word, |(before, _)| before)
+/// A message on one line, without the places in its own sources that the library names: a path,
+/// and the signature of a function after it.
+fn without_places(message: &str) -> String {
+    let mut kept: Vec<&str> = Vec::new();
+    let one_line = message.split_whitespace().collect::<Vec<_>>().join(" ");
+    let mut rest = one_line.as_str();
+    while let Some((before, place)) = rest.split_once("/onnxruntime") {
+        kept.push(before.trim_end());
+        let after = place.split_once(' ').map_or("", |(_, after)| after);
+        rest = without_signature(after);
+    }
+    kept.push(rest);
+    kept.retain(|part| !part.is_empty());
+    kept.join(" ")
+}
+
+/// What follows `void* ns::Type::function(arguments)`, where a message begins so.
+fn without_signature(message: &str) -> &str {
+    let Some(open) = message.find('(') else {
+        return message;
+    };
+    let (name, arguments) = message.split_at(open);
+    if !name.contains("::") {
+        return message;
+    }
+    let mut depth = 0;
+    let close = arguments.find(|letter| {
+        depth += i32::from(letter == '(') - i32::from(letter == ')');
+        depth == 0
     });
-    let words: Vec<&str> = words.filter(|word| !word.is_empty()).collect();
-    words.join(" ")
+    close.map_or(message, |close| arguments[close + 1..].trim_start())
 }
 
 #[cfg(test)]
 mod tests {
-    use super::without_paths;
+    use super::without_places;
 
     #[test]
-    fn messages_tell_no_paths() {
+    fn messages_tell_no_places_in_sources() {
         let message = "Load model from memory failed:/onnxruntime_src/onnxruntime/core/graph/model.cc:145\nUnsupported IR version: 99 /onnxruntime_src/x.h:1";
         assert_eq!(
-            without_paths(message),
+            without_places(message),
             "Load model from memory failed: Unsupported IR version: 99"
+        );
+        let message = "Status Message: /onnxruntime_src/onnxruntime/core/framework/bfc_arena.cc:359 void* onnxruntime::BFCArena::AllocateRawInternal(size_t, bool, onnxruntime::Stream*) Failed to allocate memory";
+        assert_eq!(
+            without_places(message),
+            "Status Message: Failed to allocate memory"
         );
     }
 }
