@@ -89,7 +89,8 @@ pub enum LaunchError {
         source: io::Error,
     },
     /// The program could not be started.
-    #[error("trainer {} cannot be started: {source}", program.display())]
+    // Its name alone: whoever asks for a training need not know where it lies.
+    #[error("trainer {} cannot be started: {source}", Path::new(program.file_name().unwrap_or_default()).display())]
     Spawn {
         /// The program.
         program: PathBuf,
