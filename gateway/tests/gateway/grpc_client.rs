@@ -11,6 +11,7 @@ use tonic_prost::ProstCodec;
 
 use crate::onnx::{affine, whole_numbers};
 use crate::process::{Gateway, Setup};
+use crate::wire::tells_nothing_of_us;
 
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Empty {}
@@ -161,7 +162,8 @@ impl Client {
                 path,
                 ProstCodec::<A, R>::default(),
             );
-            answered.await.map(tonic::Response::into_inner)
+            let answered = answered.await.map(tonic::Response::into_inner);
+            answered.inspect_err(|status| tells_nothing_of_us(status.message()))
         })
     }
 

@@ -1,6 +1,6 @@
 //! Clients that take what a machine has little of: descriptors, buffers, lines of the log.
 
-use std::io::ErrorKind;
+use std::io::{BufRead, ErrorKind};
 
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
@@ -163,4 +163,99 @@ fn one_framing_holds_where_two_are_named_and_nothing_is_upgraded() {
         .unwrap();
     let reply = tunnel.receive().unwrap().unwrap();
     assert!((400..500).contains(&reply.status), "{}", reply.status);
+}
+
+#[test]
+fn bodies_that_swell_in_memory_do_so_one_at_a_time() {
+    const CLIENTS: usize = 64;
+    const BODY: usize = 1 << 20;
+    let gateway = Gateway::with_models(&setup(""));
+    assert_eq!(gateway.post(INFER, GOOD).status, 200);
+    let filled = |open: &str, unit: &str, close: &str| {
+        let count = (BODY - open.len() - close.len()) / unit.len();
+        format!("{open}{}{close}", unit.repeat(count))
+    };
+    let data = |datatype: &str| {
+        format!(r#"{{"inputs":[{{"name":"features","shape":[1,1],"datatype":"{datatype}","data":["#)
+    };
+    let keys: String = (0..BODY / 10).map(|k| format!("\"{k:06}\":0,")).collect();
+    let bodies = [
+        filled(r#"{"inputs":["#, "{},", "{}]}"),
+        filled(&data("FP32"), "[],", "[]]}]}"),
+        filled(&data("FP64"), "0,", "0]}]}"),
+        filled(&data("BYTES"), "\"\",", "\"\"]}]}"),
+        format!(r#"{{"parameters":{{{keys}"x":0}},"inputs":[]}}"#),
+    ];
+    let before = gateway.resident_kib();
+    for body in &bodies {
+        let bytes = request("POST", INFER, &[], body.as_bytes());
+        let (last, most) = bytes.split_last().unwrap();
+        // Every body is there but for its last byte; then they are all read.
+        let mut clients: Vec<Connection> = (0..CLIENTS).map(|_| gateway.connect()).collect();
+        for client in &mut clients {
+            client.send(most).unwrap();
+        }
+        for client in &mut clients {
+            client.send(&[*last]).unwrap();
+        }
+        for client in &mut clients {
+            assert_eq!(client.receive().unwrap().unwrap().status, 400);
+        }
+    }
+    let grown = gateway.memory_kib("VmHWM").saturating_sub(before);
+    println!("{grown} KiB more at most");
+    assert!(grown <= CLIENTS as u64 * (4 << 10), "{grown} KiB");
+    assert_eq!(gateway.post(INFER, GOOD).status, 200);
+}
+
+#[test]
+fn no_error_of_an_accept_ends_a_listener() {
+    let gateway = Gateway::with_models(&setup(""));
+    let addresses = [gateway.http, gateway.grpc, gateway.admin, gateway.metrics];
+    // Connections that are reset before they are taken.
+    for k in 0..200 {
+        let stream = std::net::TcpStream::connect(addresses[k % 4]).unwrap();
+        let socket = socket2::Socket::from(stream);
+        socket.set_linger(Some(std::time::Duration::ZERO)).unwrap();
+    }
+    for error in ["ECONNABORTED", "EMFILE", "EPERM", "EINVAL", "ENOBUFS"] {
+        let Some(_failing) = Failing::accepts(&gateway, error) else {
+            println!("SKIPPED {error}: strace cannot be had, or may not trace");
+            continue;
+        };
+        for k in 0..40 {
+            // Whatever the answer is: it was taken.
+            let mut connection = Connection::open(addresses[k % 4]).unwrap();
+            let asked = request("GET", "/", &[("connection", "close")], b"");
+            connection.send(&asked).unwrap();
+            assert!(connection.is_answered(), "{error} {k}");
+        }
+    }
+    assert_eq!(gateway.post(INFER, GOOD).status, 200);
+}
+
+/// Every third accept of a gateway fails while this lives.
+struct Failing(std::process::Child);
+
+impl Failing {
+    fn accepts(gateway: &Gateway, error: &str) -> Option<Self> {
+        let mut strace = std::process::Command::new("strace")
+            .args(["-f", "-e", "trace=accept4", "-o", "/dev/null"])
+            .args(["-e", &format!("inject=accept4:error={error}:when=1+3")])
+            .args(["-p", &gateway.pid().to_string()])
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .ok()?;
+        let stderr = std::io::BufReader::new(strace.stderr.take().unwrap());
+        let said = stderr.lines().next();
+        let failing = Self(strace);
+        said?.ok()?.contains("attached").then_some(failing)
+    }
+}
+
+impl Drop for Failing {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
 }

@@ -4,6 +4,10 @@
 mod admin;
 mod conformance;
 mod dear;
+mod docs_of_faults;
+mod drain;
+mod files;
+mod frames;
 mod golden;
 mod grpc;
 mod grpc_client;

@@ -105,6 +105,14 @@ impl Project {
         self.done(&["model", "register", file.to_str().unwrap(), "--name", model]);
     }
 
+    /// Where the file of a version lies.
+    pub(crate) fn artifact(&self, model: &str, version: usize) -> PathBuf {
+        let shown: Value = serde_json::from_str(&self.done(&["model", "show", model])).unwrap();
+        let digest = shown["versions"][version - 1]["artifact"].as_str().unwrap();
+        let folder = self.path().join("data/artifacts/sha256");
+        folder.join(&digest[..2]).join(digest)
+    }
+
     /// Tries to register a model file that must be refused.
     pub(crate) fn register_refused(&self, model: &str, onnx: &[u8]) -> String {
         let file = self.write("candidate.onnx", onnx);

@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -129,6 +130,21 @@ impl Gateway {
         self.child.id()
     }
 
+    /// Memory in KiB by a line of `/proc/PID/status`.
+    pub(crate) fn memory_kib(&self, line: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let found = status.lines().find_map(|found| found.strip_prefix(line));
+        let found = found
+            .unwrap()
+            .trim_start_matches(':')
+            .trim_end_matches("kB");
+        found.trim().parse().unwrap()
+    }
+
+    pub(crate) fn resident_kib(&self) -> u64 {
+        self.memory_kib("VmRSS")
+    }
+
     /// Waits for the end.
     pub(crate) fn wait(&mut self) -> ExitStatus {
         self.child.wait().unwrap()
@@ -147,6 +163,15 @@ impl Drop for Gateway {
         drop(self.child.kill());
         drop(self.child.wait());
     }
+}
+
+/// Starts a project's gateway, sends SIGTERM after a while, whatever it is at, and waits for its end.
+pub(crate) fn terminated(project: &Path, after: Duration) -> ExitStatus {
+    let mut command = command(&["--project".to_owned(), project.display().to_string()]);
+    let mut child = command.stdout(Stdio::null()).spawn().unwrap();
+    std::thread::sleep(after);
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    child.wait().unwrap()
 }
 
 /// Runs `loopgate serve` where it is expected not to serve.
@@ -183,7 +208,7 @@ pub(crate) fn refused(arguments: &[&str]) -> Output {
 
 /// The settings, with deadlines that a loaded machine keeps where they say none.
 pub(crate) fn patient(settings: &str) -> String {
-    const DEADLINE_MS: i64 = 60_000;
+    const DEADLINE_MS: i64 = 110_000;
     let mut settings: toml::Table = settings.parse().unwrap();
     for (section, key) in [
         ("serving", "deadline_ms"),

@@ -23,7 +23,7 @@ fn load_with(gateway: &Gateway, model: &str, parameters: &Value) -> Reply {
     gateway.post(&format!("/v2/repository/models/{model}/load"), &body)
 }
 
-fn unload(gateway: &Gateway, model: &str) -> Reply {
+pub(crate) fn unload(gateway: &Gateway, model: &str) -> Reply {
     let path = format!("/v2/repository/models/{model}/unload");
     gateway.post(&path, r#"{"parameters":{"unload_dependents":false}}"#)
 }

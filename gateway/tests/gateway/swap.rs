@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use crate::onnx::affine;
 use crate::operator::{Operator, Project};
 use crate::patience::StopWhenDropped;
+use crate::process::Gateway;
 use crate::wire::Connection;
 
 const CLIENTS: usize = 4;
@@ -32,7 +33,7 @@ fn answered_by(connection: &mut Connection) -> u32 {
 }
 
 /// Runs `swaps` while clients infer without a pause; returns how many answers they got.
-fn under_load(project: &Project, swaps: impl FnOnce(&mut Operator, &mut Connection)) -> u64 {
+fn under_load(project: &Project, swaps: impl FnOnce(&mut Operator, &Gateway)) -> u64 {
     let gateway = project.serve();
     let mut operator = Operator::of(&gateway);
     operator.until("/v1/models/plain", |model| model["ready"] == true);
@@ -48,7 +49,7 @@ fn under_load(project: &Project, swaps: impl FnOnce(&mut Operator, &mut Connecti
             });
         }
         let _stop = StopWhenDropped(&stop);
-        swaps(&mut operator, &mut gateway.connect());
+        swaps(&mut operator, &gateway);
     });
     let failed = gateway.metric("loopgate_requests_total", "operation=\"infer\"")
         - gateway.metric(
@@ -66,7 +67,7 @@ fn a_hundred_swaps_under_load_fail_nothing() {
     project.register("plain", &constant(1));
     project.register("plain", &constant(2));
     let mut versions = 2;
-    let answers = under_load(&project, |operator, connection| {
+    let answers = under_load(&project, |operator, gateway| {
         let mut champion = 1;
         for swap in 0..SWAPS {
             // Every tenth is a version that has to be loaded first.
@@ -84,7 +85,7 @@ fn a_hundred_swaps_under_load_fail_nothing() {
             assert_eq!(reply.status, 200, "{}", reply.text());
             let generation = reply.json()["generation"].as_i64().unwrap();
             operator.settled(generation);
-            assert_eq!(answered_by(connection), next);
+            assert_eq!(answered_by(&mut gateway.connect()), next);
             champion = next;
         }
     });
@@ -100,16 +101,10 @@ fn a_champion_that_cannot_be_loaded_leaves_the_old_one_serving() {
     project.register("plain", &constant(1));
     project.register("plain", &constant(2));
     // Rot the second version's file where it lies.
-    let listed: Value = serde_json::from_str(&project.done(&["model", "show", "plain"])).unwrap();
-    let digest = listed["versions"][1]["artifact"].as_str().unwrap();
-    let folder = project
-        .path()
-        .join("data/artifacts/sha256")
-        .join(&digest[..2]);
-    let file = folder.join(digest);
+    let file = project.artifact("plain", 2);
     let sound = std::fs::read(&file).unwrap();
     std::fs::write(&file, &sound[..sound.len() / 2]).unwrap();
-    under_load(&project, |operator, connection| {
+    under_load(&project, |operator, gateway| {
         let change = json!({"version": 2, "expected": 1});
         let reply = operator.post("/v1/models/plain/aliases/champion", &change);
         assert_eq!(reply.status, 200, "{}", reply.text());
@@ -125,12 +120,12 @@ fn a_champion_that_cannot_be_loaded_leaves_the_old_one_serving() {
             ),
             (&json!(1), &json!(2))
         );
-        assert_eq!(answered_by(connection), 1);
+        assert_eq!(answered_by(&mut gateway.connect()), 1);
         // Once the disk is sound again the intended version serves by itself.
         std::fs::write(&file, &sound).unwrap();
         operator.until("/v1/models/plain", |model| {
             model["serving"]["champion"] == 2
         });
-        assert_eq!(answered_by(connection), 2);
+        assert_eq!(answered_by(&mut gateway.connect()), 2);
     });
 }
