@@ -192,9 +192,11 @@ async fn a_program_that_is_not_there_is_an_error_at_once() {
 #[tokio::test]
 async fn a_limit_on_memory_holds() {
     let folder = TempDir::new().unwrap();
+    // Until it fails: the limit is set on a process that runs already.
+    let script = "while dd if=/dev/zero of=/dev/null bs=1G count=1; do :; done; exit 1";
     let launcher = Launcher {
         memory_bytes_max: Some(64 << 20),
-        ..launcher(&folder, "dd if=/dev/zero of=/dev/null bs=1G count=1")
+        ..launcher(&folder, script)
     };
     let (exit, log) = run(&launcher).await;
     assert_eq!(exit, TrainerExit::Code(1), "{log}");
