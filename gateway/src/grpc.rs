@@ -30,6 +30,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::listener::bound_frames;
 use crate::predict::Desk;
 use crate::tls::{Door, Spoken};
 
@@ -153,13 +154,15 @@ async fn converse(server: Arc<Server>, stream: TcpStream) {
         let answered = Box::pin(call::respond(Arc::clone(&server), request));
         async move { Ok::<_, Infallible>(answered.await) }
     });
-    let connection = http2::Builder::new(TokioExecutor::new())
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
         .timer(TokioTimer::new())
         .keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
         .max_concurrent_streams(STREAMS_MAX)
-        .adaptive_window(true)
-        .serve_connection(TokioIo::new(stream), service);
+        .adaptive_window(true);
+    bound_frames(&mut builder);
+    let connection = builder.serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         biased;

@@ -27,6 +27,8 @@ use tokio_util::task::TaskTracker;
 use crate::config::Limits;
 use crate::predict::Desk;
 
+pub(crate) use converse::bound_frames;
+
 use converse::converse;
 use exchange::{Exchange, Handed, Seated};
 

@@ -154,15 +154,21 @@ fn http2_builder(tasks: TaskTracker) -> http2::Builder<Tracked> {
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS_MAX)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE);
+    bound_frames(&mut builder);
+    builder
+}
+
+/// What a peer's frames may make us keep, on any listener of HTTP/2.
+pub(crate) fn bound_frames<E>(builder: &mut http2::Builder<E>) {
+    builder
         .max_pending_accept_reset_streams(RESETS_MAX)
         .max_local_error_reset_streams(ERROR_RESETS_MAX)
         .max_header_list_size(HEADER_LIST_BYTES_MAX)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_send_buf_size(SEND_BUFFER_MAX)
-        .keep_alive_interval(KEEP_ALIVE)
-        .keep_alive_timeout(KEEP_ALIVE);
-    builder
+        .max_send_buf_size(SEND_BUFFER_MAX);
 }
 
 /// Runs the streams of a connection beside it, where a drain waits for them too.

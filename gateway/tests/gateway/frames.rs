@@ -2,7 +2,7 @@
 //! bound, and whoever else comes is served.
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 
 use crate::onnx::affine;
 use crate::patience::PATIENCE;
@@ -143,8 +143,8 @@ enum Reading {
 type Case = (&'static str, fn() -> Flood, Reading);
 
 /// Sends a flood; whether the gateway ended the connection before the flood did.
-fn is_cut_off(gateway: &Gateway, flood: Flood, reading: Reading) -> bool {
-    let mut stream = TcpStream::connect(gateway.http).unwrap();
+fn is_cut_off(address: SocketAddr, flood: Flood, reading: Reading) -> bool {
+    let mut stream = TcpStream::connect(address).unwrap();
     stream.set_write_timeout(Some(PATIENCE)).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut answers = stream.try_clone().unwrap();
@@ -196,8 +196,10 @@ fn floods_of_http_2_frames_cost_little_and_nobody_else_notices() {
     for (name, flood, reading) in floods {
         let started = asked();
         std::thread::scope(|scope| {
-            let cut: Vec<_> = (0..4)
-                .map(|_| scope.spawn(|| is_cut_off(&gateway, flood(), reading)))
+            // Three on the port of HTTP, one on that of gRPC.
+            let cut: Vec<_> = [gateway.http, gateway.http, gateway.http, gateway.grpc]
+                .map(|address| scope.spawn(move || is_cut_off(address, flood(), reading)))
+                .into_iter()
                 .collect();
             for _ in 0..20 {
                 assert_eq!(gateway.post(INFER, GOOD).status, 200, "{name}");
