@@ -22,7 +22,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 const ROWS: usize = 4_096;
-const BATCHES: [usize; 5] = [1, 8, 64, 256, 1_024];
+const BATCHES: [usize; 5] = [1, 8, 16, 64, 256];
 /// Time of one engine at one batch size in one round.
 const TURN: Duration = Duration::from_millis(3);
 /// tract finds a leaf by walking all leaves; larger batches tell nothing more.

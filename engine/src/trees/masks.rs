@@ -4,7 +4,7 @@
 //! Every split is compared for every row of a block, at once. A row that goes to no loses the
 //! leaves below yes; the first leaf that is left is the one that a walk would find. The work is
 //! the same for any rows: a load, a compare and an or for as many rows as a vector register holds,
-//! which beats a walk of dependent loads from about eight rows on.
+//! which beats a walk of dependent loads from about eleven rows on.
 //! Costs: 12 bytes a split for trees of up to 32 leaves, 16 for up to 64; others are walked.
 
 use std::ops::{BitOr, BitOrAssign, Not};
@@ -32,7 +32,7 @@ enum Width<T> {
 /// by one: a block of 16 or 32 rows takes longer than this one of 64.
 const ROWS: usize = 64;
 /// Rows for which a block, filled or not, costs less than their walks.
-const ROWS_MIN: usize = 8;
+const ROWS_MIN: usize = 11;
 
 impl<T: Number> Masks<T> {
     /// None where a tree has more than 64 leaves.
