@@ -18,7 +18,7 @@ demo: build
 
 # `make bench RECORD=docs/benchmarks` keeps the results there too.
 BENCH_OPTIONS = --loopgate $(BIN)/loopgate $(if $(RECORD),--record $(RECORD))
-# The short form of every scenario but the peers: about 17 minutes on an idle machine of two cores.
+# The short form of every scenario but the peers: about 15 minutes on an idle machine of two cores.
 bench: build
 	$(BIN)/loopgate-bench all $(BENCH_OPTIONS)
 

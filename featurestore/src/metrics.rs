@@ -2,9 +2,6 @@
 
 use metrics::{Counter, Gauge, Unit, counter, describe_counter, describe_gauge, gauge};
 
-use crate::service::FeatureRow;
-use crate::window::Status;
-
 /// Resolved handles of one store.
 #[derive(Clone)]
 pub(crate) struct StoreMetrics {
@@ -25,7 +22,6 @@ pub(crate) struct StoreMetrics {
     pub(crate) stopped: Gauge,
     pub(crate) states_from_memory: Counter,
     pub(crate) states_from_table: Counter,
-    features: [Counter; Status::ALL.len()],
 }
 
 impl StoreMetrics {
@@ -49,21 +45,6 @@ impl StoreMetrics {
             stopped: gauge!("loopgate_store_stopped"),
             states_from_memory: counter!("loopgate_states_read_total", "from" => "memory"),
             states_from_table: counter!("loopgate_states_read_total", "from" => "table"),
-            features: Status::ALL
-                .map(|status| counter!("loopgate_features_total", "status" => status.as_str())),
-        }
-    }
-
-    /// Counts the statuses of some rows.
-    pub(crate) fn count_features(&self, rows: &[FeatureRow]) {
-        let mut counts = [0u64; Status::ALL.len()];
-        for status in rows.iter().flat_map(|row| &row.statuses) {
-            counts[usize::from(status.code())] += 1;
-        }
-        for (counter, count) in self.features.iter().zip(counts) {
-            if count > 0 {
-                counter.increment(count);
-            }
         }
     }
 }
@@ -102,10 +83,6 @@ pub fn describe() {
     count(
         "loopgate_store_commits_total",
         "Groups of batches written with one fsync",
-    );
-    count(
-        "loopgate_features_total",
-        "Feature values read for serving, by status",
     );
     count(
         "loopgate_states_read_total",

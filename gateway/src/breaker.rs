@@ -27,17 +27,22 @@ pub(crate) struct BreakerRules {
     pub probes: u32,
 }
 
+impl BreakerRules {
+    /// What holds where the configuration says nothing.
+    pub(crate) const USUAL: Self = Self {
+        failures_in_a_row: 5,
+        failing_share: 0.5,
+        runs_min: 20,
+        window: Duration::from_secs(10),
+        open_first: Duration::from_secs(1),
+        open_max: Duration::from_secs(60),
+        probes: 3,
+    };
+}
+
 impl Default for BreakerRules {
     fn default() -> Self {
-        Self {
-            failures_in_a_row: 5,
-            failing_share: 0.5,
-            runs_min: 20,
-            window: Duration::from_secs(10),
-            open_first: Duration::from_secs(1),
-            open_max: Duration::from_secs(60),
-            probes: 3,
-        }
+        Self::USUAL
     }
 }
 
@@ -282,15 +287,7 @@ mod tests {
 
     use super::*;
 
-    const RULES: BreakerRules = BreakerRules {
-        failures_in_a_row: 5,
-        failing_share: 0.5,
-        runs_min: 20,
-        window: Duration::from_secs(10),
-        open_first: Duration::from_secs(1),
-        open_max: Duration::from_secs(60),
-        probes: 3,
-    };
+    const RULES: BreakerRules = BreakerRules::USUAL;
 
     #[test]
     fn its_rules_are_what_it_is_made_with() {

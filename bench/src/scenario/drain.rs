@@ -76,7 +76,16 @@ pub(crate) async fn run(bench: &Bench) -> Result<Finding> {
             }),
         );
     }
-    Ok(Finding {
+    Ok(finding(conditions, table, figures.into(), bars))
+}
+
+fn finding(
+    conditions: Conditions,
+    table: Table,
+    figures: serde_json::Value,
+    bars: Vec<(String, f64)>,
+) -> Finding {
+    Finding {
         name: "drain",
         title: "Drain: SIGTERM under load",
         method: format!(
@@ -88,7 +97,7 @@ pub(crate) async fn run(bench: &Bench) -> Result<Finding> {
             LENGTH.as_secs_f64()
         ),
         conditions,
-        figures: figures.into(),
+        figures,
         table,
         plots: Vec::new(),
         bars: vec![Bars {
@@ -96,7 +105,7 @@ pub(crate) async fn run(bench: &Bench) -> Result<Finding> {
             unit: "ms".into(),
             bars,
         }],
-    })
+    }
 }
 
 /// What nobody took any more.

@@ -364,12 +364,7 @@ fn finding(bench: &Bench, conditions: Conditions, lines: &[Line]) -> Finding {
             }
             (missing, _) => {
                 let reason = missing.as_deref().unwrap_or("not measured");
-                let words: Vec<&str> = reason.split_whitespace().collect();
-                let mut row = vec![
-                    line.title.clone(),
-                    format!("not measured: {}", words.join(" ")),
-                ];
-                row.resize(table.head.len(), String::new());
+                let row = missing_row(&line.title, reason, table.head.len());
                 table.push(&row);
                 figures.insert(line.title.clone(), json!({"missing": reason}));
             }
@@ -381,8 +376,8 @@ fn finding(bench: &Bench, conditions: Conditions, lines: &[Line]) -> Finding {
         method: format!(
             "200 × 31 trees on 71 floats, JSON, one row, {CONNECTIONS} connections, closed loop, the server \
              and all its processes on one core, the generator on another; medians of {} rounds of {} s, in \
-             each of which every server runs once, ratios within a round. Each peer is configured for speed as its documentation recommends (`bench/peers`); \
-             its first answer is compared with ours.",
+             each of which every server runs once, ratios within a round. Each peer is configured for speed \
+             as its documentation recommends (`bench/peers`); its first answer is compared with ours.",
             bench.rounds,
             bench.run.as_secs_f64()
         ),
@@ -396,6 +391,17 @@ fn finding(bench: &Bench, conditions: Conditions, lines: &[Line]) -> Finding {
             bars,
         }],
     }
+}
+
+/// A row of a server that gave no figures, and why, on one line.
+fn missing_row(title: &str, reason: &str, width: usize) -> Vec<String> {
+    let words: Vec<&str> = reason.split_whitespace().collect();
+    let mut row = vec![
+        title.to_owned(),
+        format!("not measured: {}", words.join(" ")),
+    ];
+    row.resize(width, String::new());
+    row
 }
 
 #[cfg(test)]
