@@ -7,6 +7,8 @@ mod crash;
 mod events;
 #[path = "online/flights.rs"]
 mod flights;
+#[path = "online/formats.rs"]
+mod formats;
 #[path = "online/history.rs"]
 mod history;
 #[path = "online/labels.rs"]
