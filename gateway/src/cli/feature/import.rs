@@ -1,0 +1,58 @@
+//! `loopgate feature import`: events of the past, from files.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Args;
+use featurestore::ImportRequest;
+
+use super::super::{ProjectArgs, wall_ms};
+
+#[derive(Debug, Args)]
+pub(crate) struct ImportArgs {
+    #[command(flatten)]
+    project: ProjectArgs,
+    /// Files with their sources; each event counts as arrived at its own time
+    #[arg(required = true, value_name = "SOURCE=FILE", value_parser = source_file)]
+    files: Vec<SourceFile>,
+}
+
+/// A file of events of one source.
+#[derive(Clone, Debug)]
+struct SourceFile {
+    source: String,
+    file: PathBuf,
+}
+
+fn source_file(text: &str) -> Result<SourceFile, String> {
+    let (source, file) = text.split_once('=').ok_or("expected SOURCE=FILE")?;
+    Ok(SourceFile {
+        source: source.to_owned(),
+        file: file.into(),
+    })
+}
+
+/// Imports source by source. The event log is read in order of arrival, which for history is each
+/// event's own time, so the order of the files does not matter.
+pub(super) fn run(args: ImportArgs) -> Result<()> {
+    let store = super::store(args.project.open()?)?;
+    let mut requests: Vec<ImportRequest> = Vec::new();
+    for SourceFile { source, file } in args.files {
+        match requests.iter_mut().find(|request| request.source == source) {
+            Some(request) => request.files.push(file),
+            None => requests.push(ImportRequest {
+                source,
+                files: vec![file],
+                now_ms: wall_ms(),
+            }),
+        }
+    }
+    for request in &requests {
+        let imported = store.import_events(request, &mut |_| {})?;
+        println!(
+            "{}: {} rows, {} new, {} known before, {} late for a window",
+            request.source, imported.rows, imported.accepted, imported.duplicates, imported.late
+        );
+    }
+    Ok(())
+}
