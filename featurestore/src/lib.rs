@@ -21,6 +21,7 @@ pub mod service;
 pub mod value;
 mod varint;
 pub mod verify;
+pub mod view_rows;
 pub mod window;
 
 pub use backfill::{BackfillRequest, Backfilled, HistoryError, ImportRequest, Imported};
@@ -45,4 +46,5 @@ pub use value::{
     Field, FieldProblem, FieldType, Value, ValueDecodeError, decode_values, encode_values, time_ms,
 };
 pub use verify::{Mismatch, VerifyError, VerifyReport};
+pub use view_rows::{Readings, ViewKeys, ViewRows};
 pub use window::{Feature, Folded, StateError, Status, ViewState};

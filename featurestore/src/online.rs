@@ -33,6 +33,7 @@ use crate::predictions::{PredictionKey, PredictionRecord, Sealed, record};
 use crate::service::{FeatureRow, Service};
 use crate::value::Value;
 use crate::verify::{VerifyError, VerifyReport};
+use crate::view_rows::{ViewKeys, ViewRows};
 
 /// Limits and sizes of a store; [`Default`] suits one machine.
 #[derive(Debug, Clone)]
@@ -254,6 +255,16 @@ impl FeatureStore {
         at_ms: i64,
     ) -> Result<Vec<FeatureRow>, ReadError> {
         read::rows(&self.inner.shared, service, requests, at_ms)
+    }
+
+    /// The states of so many rows of some views, from one consistent cut: features that no service
+    /// lists together. Each column of `asked` has that many values.
+    pub fn read_views(
+        &self,
+        asked: &[ViewKeys<'_>],
+        rows: usize,
+    ) -> Result<Vec<ViewRows>, ReadError> {
+        read::views(&self.inner.shared, asked, rows)
     }
 
     /// Adds to the prediction log, for one recorder thread. Not fsynced; see [`crate::predictions`].

@@ -15,3 +15,5 @@ mod history;
 mod labels;
 #[path = "online/predictions.rs"]
 mod predictions;
+#[path = "online/views.rs"]
+mod views;

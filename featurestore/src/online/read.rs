@@ -2,14 +2,17 @@
 //! get that also reads the sequence number that the tables are at.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::ReadError;
 use super::hot::Found;
 use super::keys::{Column, Key};
 use super::shared::Shared;
+use crate::definition::View;
 use crate::service::{FeatureRow, Service};
 use crate::value::Value;
+use crate::view_rows::{ViewKeys, ViewRows};
 use crate::window::ViewState;
 
 /// Assembles a row for each request, all of them as of one sequence number.
@@ -19,55 +22,103 @@ pub(crate) fn rows(
     requests: &[Vec<Value>],
     at_ms: i64,
 ) -> Result<Vec<FeatureRow>, ReadError> {
-    let keys = Keys::of(service, requests);
-    let read = Read {
-        shared,
-        service,
-        keys: &keys,
-    };
-    let (states, as_of_seq) = read.states()?;
+    let views = service.needed_views();
+    let mut keys = Keys::new(views, requests.len());
+    for request in requests {
+        for view in 0..views.len() {
+            keys.push(view, |out| service.encode_key(view, request, out));
+        }
+    }
+    let (states, as_of_seq) = Read::new(shared, &keys).states()?;
     let rows = requests.iter().enumerate().map(|(row, request)| {
-        let first = row * keys.views;
-        let state = |view: usize| states.get(first + view)?.as_deref();
+        let places = &keys.places[row * views.len()..];
+        let state = |view: usize| states.get(*places.get(view)?)?.as_deref();
         service.assemble_from(request, state, at_ms, as_of_seq)
     });
     Ok(rows.collect())
 }
 
-/// The keys of the states of each row, one for each needed view, in one buffer.
-struct Keys {
-    bytes: Vec<u8>,
-    /// Where each ends; one of no bytes is that of a null key value, which has no state.
-    ends: Vec<usize>,
-    views: usize,
+/// The states of some views' rows, all of them as of one sequence number.
+pub(crate) fn views(
+    shared: &Shared,
+    asked: &[ViewKeys<'_>],
+    rows: usize,
+) -> Result<Vec<ViewRows>, ReadError> {
+    let views: Vec<_> = asked.iter().map(|keys| Arc::clone(keys.view)).collect();
+    let mut keys = Keys::new(&views, rows);
+    for row in 0..rows {
+        for (view, asked) in asked.iter().enumerate() {
+            keys.push(view, |out| asked.encode(row, out));
+        }
+    }
+    let (states, as_of_seq) = Read::new(shared, &keys).states()?;
+    let mut found: Vec<ViewRows> = views.iter().map(|view| ViewRows::new(view, rows)).collect();
+    // Where in its view's rows the state of a key is.
+    let mut slots = vec![None; states.len()];
+    for places in keys.places.chunks_exact(views.len().max(1)) {
+        for (of_view, &place) in found.iter_mut().zip(places) {
+            let slot = slots[place].get_or_insert_with(|| of_view.add(states[place].clone()));
+            of_view.push(*slot);
+        }
+    }
+    for of_view in &mut found {
+        of_view.as_of_seq = as_of_seq;
+    }
+    Ok(found)
 }
 
-impl Keys {
-    fn of(service: &Service, requests: &[Vec<Value>]) -> Self {
-        let views = service.needed_views().len();
-        let count = requests.len() * views;
-        let mut keys = Self {
+/// The keys of the states of each row, one for each view, in one buffer. Rows that follow one another
+/// and agree in a view's key share it: the user of five hundred items is one key.
+struct Keys<'v> {
+    views: &'v [Arc<View>],
+    bytes: Vec<u8>,
+    /// Where each ends and of which view it is; one of no bytes is that of a null key value, which has
+    /// no state.
+    ends: Vec<(usize, usize)>,
+    /// Which key each view of each row has.
+    places: Vec<usize>,
+}
+
+impl<'v> Keys<'v> {
+    fn new(views: &'v [Arc<View>], rows: usize) -> Self {
+        let count = rows * views.len();
+        Self {
+            views,
             bytes: Vec::with_capacity(count * 32),
             ends: Vec::with_capacity(count),
-            views,
-        };
-        for request in requests {
-            for view in 0..views {
-                // Where a value is null nothing is appended.
-                let _ = service.encode_key(view, request, &mut keys.bytes);
-                keys.ends.push(keys.bytes.len());
-            }
+            places: Vec::with_capacity(count),
         }
-        keys
     }
 
-    fn get(&self, index: usize) -> Option<&[u8]> {
-        let end = *self.ends.get(index)?;
-        let start = match index.checked_sub(1) {
-            Some(before) => *self.ends.get(before)?,
-            None => 0,
-        };
-        self.bytes.get(start..end).filter(|key| !key.is_empty())
+    /// Adds the key of the next view of a row. `encode` appends its bytes, or nothing where a key value
+    /// is null.
+    fn push(&mut self, view: usize, encode: impl FnOnce(&mut Vec<u8>) -> Option<()>) {
+        let start = self.bytes.len();
+        let _ = encode(&mut self.bytes);
+        let before = self.places.len().checked_sub(self.views.len());
+        let before = before.map(|row_before| self.places[row_before]);
+        if let Some(before) = before
+            && self.bytes[self.span(before)] == self.bytes[start..]
+        {
+            self.bytes.truncate(start);
+            self.places.push(before);
+            return;
+        }
+        self.places.push(self.ends.len());
+        self.ends.push((self.bytes.len(), view));
+    }
+
+    fn span(&self, place: usize) -> Range<usize> {
+        let start = place.checked_sub(1).map_or(0, |before| self.ends[before].0);
+        start..self.ends[place].0
+    }
+
+    fn get(&self, place: usize) -> Option<&[u8]> {
+        Some(&self.bytes[self.span(place)]).filter(|key| !key.is_empty())
+    }
+
+    fn view(&self, place: usize) -> &View {
+        &self.views[self.ends[place].1]
     }
 }
 
@@ -76,11 +127,14 @@ type States = Vec<Option<Arc<ViewState>>>;
 
 struct Read<'a> {
     shared: &'a Shared,
-    service: &'a Service,
-    keys: &'a Keys,
+    keys: &'a Keys<'a>,
 }
 
-impl Read<'_> {
+impl<'a> Read<'a> {
+    fn new(shared: &'a Shared, keys: &'a Keys<'a>) -> Self {
+        Self { shared, keys }
+    }
+
     /// The states and the cut at which they all are.
     fn states(&self) -> Result<(States, u64), ReadError> {
         let count = self.keys.ends.len();
@@ -134,7 +188,7 @@ impl Read<'_> {
                 continue;
             };
             let place = *known.entry(key).or_insert_with(|| {
-                wanted.push((index % self.keys.views, key));
+                wanted.push((index, key));
                 wanted.len() - 1
             });
             places.push((index, place));
@@ -149,8 +203,8 @@ impl Read<'_> {
         }
         .map_err(|_| ReadError::Damaged("last sequence number".to_owned()))?;
         let mut fetched = States::with_capacity(wanted.len());
-        for ((view, key), bytes) in wanted.iter().zip(stored) {
-            let view = &self.service.needed_views()[*view];
+        for (&(index, key), bytes) in wanted.iter().zip(stored) {
+            let view = self.keys.view(index);
             let state = bytes.map(|bytes| ViewState::decode(view, &bytes));
             let state = state.transpose().map_err(|error| {
                 ReadError::Damaged(format!("a state of view `{}`: {error}", view.name))
