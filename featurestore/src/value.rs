@@ -197,6 +197,15 @@ impl Value {
         }
     }
 
+    /// What the value takes in memory, in bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        let text = match self {
+            Self::String(text) => text.len(),
+            _ => 0,
+        };
+        size_of::<Self>() + text
+    }
+
     /// Whether this is `Null`.
     pub fn is_null(&self) -> bool {
         matches!(self, Self::Null)

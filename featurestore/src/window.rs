@@ -10,9 +10,9 @@
 
 mod codec;
 
-use crate::definition::{Aggregate, MeasureKind, View, WINDOW_TILES, WINDOWS_MAX};
+use crate::definition::{Aggregate, MeasureKind, View, ViewFeature, WINDOW_TILES, WINDOWS_MAX};
 use crate::event::Event;
-use crate::value::Value;
+use crate::value::{FieldType, Value};
 
 pub use self::codec::StateError;
 
@@ -98,8 +98,8 @@ pub enum Folded {
 #[derive(Clone, Debug, Default)]
 pub struct ViewState {
     latest: Option<Latest>,
-    /// The newest event's value of each of the view's `last_fields`; NaN is null
-    last: Vec<f32>,
+    /// The newest event's value of each of the view's `last_fields`
+    last: Vec<Value>,
     /// Sorted by window, then number
     tiles: Vec<Tile>,
     /// One for each measure of each tile, in the order of `tiles`
@@ -173,6 +173,12 @@ impl ViewState {
         self.reading(view, at_ms).feature(index)
     }
 
+    /// Reads one feature in its own type (`ViewFeature::ty`): the value, `Null` unless the status is
+    /// `Present`, and the time of the newest event as in `Feature`.
+    pub fn value(&self, view: &View, index: usize, at_ms: i64) -> (Value, Status, i64) {
+        self.reading(view, at_ms).value(index)
+    }
+
     /// Finds the tiles that each window covers at `at_ms`, for reading several features.
     pub(crate) fn reading<'a>(&'a self, view: &'a View, at_ms: i64) -> Reading<'a> {
         let mut covered = [(0, 0); WINDOWS_MAX];
@@ -208,7 +214,7 @@ impl ViewState {
     /// What the state takes in memory, in bytes.
     pub(crate) fn bytes(&self) -> usize {
         size_of::<Self>()
-            + size_of::<f32>() * self.last.capacity()
+            + self.last.iter().map(Value::bytes).sum::<usize>()
             + size_of::<Tile>() * self.tiles.capacity()
             + size_of::<Cell>() * self.cells.capacity()
     }
@@ -223,13 +229,8 @@ impl ViewState {
         }
         self.latest = Some(latest);
         self.last.clear();
-        self.last.extend(view.last_fields.iter().map(|&field| {
-            event
-                .values
-                .get(field)
-                .and_then(Value::as_f64)
-                .map_or(f32::NAN, |value| value as f32)
-        }));
+        let value = |&field: &usize| event.values.get(field).cloned().unwrap_or(Value::Null);
+        self.last.extend(view.last_fields.iter().map(value));
         true
     }
 
@@ -298,17 +299,58 @@ pub(crate) struct Reading<'a> {
 }
 
 impl Reading<'_> {
-    /// The feature of that index in the view.
+    /// The feature of that index in the view, as a model takes it; a string has no such value.
     pub(crate) fn feature(&self, index: usize) -> Feature {
+        let (feature, event_ms) = match self.known(index) {
+            Ok(known) => known,
+            Err(missing) => return missing,
+        };
+        match self.number(feature.aggregate, event_ms) {
+            Some(value) => Feature {
+                value: value as f32,
+                status: Status::Present,
+                event_ms,
+            },
+            None => Feature::missing(Status::NullValue, event_ms),
+        }
+    }
+
+    /// The same in the feature's own type.
+    pub(crate) fn value(&self, index: usize) -> (Value, Status, i64) {
+        let (feature, event_ms) = match self.known(index) {
+            Ok(known) => known,
+            Err(missing) => return (Value::Null, missing.status, missing.event_ms),
+        };
+        let value = match (feature.aggregate, feature.ty) {
+            (Aggregate::Last { slot }, _) => self.state.last.get(slot).cloned(),
+            (aggregate, FieldType::Int) => {
+                let number = self.number(aggregate, event_ms);
+                number.map(|number| Value::Int(number as i64))
+            }
+            (aggregate, _) => self.number(aggregate, event_ms).map(Value::Float),
+        };
+        match value.filter(|value| !value.is_null()) {
+            Some(value) => (value, Status::Present, event_ms),
+            None => (Value::Null, Status::NullValue, event_ms),
+        }
+    }
+
+    /// A feature of the view and the time of the newest event, or why it has no value at all.
+    fn known(&self, index: usize) -> Result<(&ViewFeature, i64), Feature> {
         let (Some(latest), Some(feature)) = (self.state.latest, self.view.features.get(index))
         else {
-            return Feature::missing(Status::NotFound, 0);
+            return Err(Feature::missing(Status::NotFound, 0));
         };
         let age_ms = self.at_ms.saturating_sub(latest.event_ms);
         if self.view.ttl_ms.is_some_and(|ttl_ms| age_ms > ttl_ms) {
-            return Feature::missing(Status::OutsideMaxAge, latest.event_ms);
+            return Err(Feature::missing(Status::OutsideMaxAge, latest.event_ms));
         }
-        let value = match feature.aggregate {
+        Ok((feature, latest.event_ms))
+    }
+
+    /// `None` where there is no value or none that is a number.
+    fn number(&self, aggregate: Aggregate, event_ms: i64) -> Option<f64> {
+        match aggregate {
             Aggregate::Count { window } => Some(self.rows(window)),
             Aggregate::Sum { window, measure } => {
                 let total = self.total(window, measure);
@@ -319,17 +361,12 @@ impl Reading<'_> {
                 let mean = || to_f64(total.sum) / self.units(measure) / total.present as f64;
                 (total.present > 0).then(mean)
             }
-            Aggregate::Last { slot } => self.state.last.get(slot).map(|&value| f64::from(value)),
+            Aggregate::Last { slot } => self.state.last.get(slot)?.as_f64(),
             // An event dated ahead of the reader has no age yet.
-            Aggregate::AgeOfLast => Some(age_ms.max(0) as f64 / HOUR_MS),
-        };
-        match value.filter(|value| !value.is_nan()) {
-            Some(value) => Feature {
-                value: value as f32,
-                status: Status::Present,
-                event_ms: latest.event_ms,
-            },
-            None => Feature::missing(Status::NullValue, latest.event_ms),
+            Aggregate::AgeOfLast => {
+                let age_ms = self.at_ms.saturating_sub(event_ms).max(0);
+                Some(age_ms as f64 / HOUR_MS)
+            }
         }
     }
 

@@ -344,6 +344,16 @@ fn what_cannot_be_computed_is_refused() {
             "features.toml:27: key `dictionary`: `AA` is listed twice",
         ),
         (
+            "{ last = \"minutes\" }",
+            "{ last = \"carrier\", name = \"last_minutes\" }",
+            "features.toml:28: key `view`: `aircraft:last_minutes` is a string, not a number",
+        ),
+        (
+            "{ last = \"minutes\" }",
+            "{ last = \"minutes\", name = \"last minutes\" }",
+            "features.toml:19: key `name`: `last minutes` is not a name",
+        ),
+        (
             "clip = [0, 60]",
             "clip = [60, 0]",
             "features.toml:28: key `clip`: `60` is above `0`",

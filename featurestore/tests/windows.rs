@@ -7,7 +7,7 @@ mod naive;
 use std::sync::Arc;
 
 use featurestore::{
-    Definitions, Event, Feature, Folded, StateError, Status, Value, View, ViewState,
+    Definitions, Event, Feature, FieldType, Folded, StateError, Status, Value, View, ViewState,
 };
 use naive::Numbered;
 use proptest::collection::vec;
@@ -19,6 +19,19 @@ name = "arrivals"
 time = "at"
 id = ["number"]
 fields = { number = "int", at = "time", delay = "float?", seats = "int", late = "bool?" }
+
+[[source]]
+name = "registrations"
+time = "at"
+id = ["number"]
+fields = { number = "int", at = "time", owner = "string?", weight = "float", built = "time?", leased = "bool" }
+
+[[view]]
+name = "register"
+source = "registrations"
+keys = []
+ttl = "3d"
+features = [{ last = "number" }, { last = "owner" }, { last = "weight", name = "tons" }, { last = "built" }, { last = "leased" }, { age_of_last = true }]
 
 [[view]]
 name = "all"
@@ -276,6 +289,105 @@ fn the_last_value_is_that_of_the_newest_event_and_then_of_the_highest_sequence()
     assert_eq!(fold(10, 2, 4), (Folded::TooLate, 1.0));
     assert_eq!(fold(10, 3, 6), (Folded::Applied, 3.0));
     assert_eq!(fold(9, 4, 7), (Folded::TooLate, 3.0));
+}
+
+#[test]
+fn values_are_read_in_their_own_types() {
+    let all = view("all");
+    let mut state = ViewState::default();
+    state.fold(&all, &plain(&all, 0), 1);
+    let value = |name: &str| state.value(&all, all.feature(name).unwrap(), HOUR_MS / 2).0;
+    assert_eq!(value("count_1h"), Value::Int(1));
+    assert_eq!(value("sum_seats_24h"), Value::Float(1.0));
+    assert_eq!(value("rate_late_1h"), Value::Float(1.0));
+    assert_eq!(value("last_late"), Value::Bool(true));
+    assert_eq!(value("age_of_last"), Value::Float(0.5));
+
+    let register = view("register");
+    // Neither survives in 32 bits.
+    let (number, weight) = (9_007_199_254_740_993, 70.1);
+    let values = vec![
+        Value::Int(number),
+        Value::Int(HOUR_MS),
+        Value::String("Ōtsuka & Söhne".into()),
+        Value::Float(weight),
+        Value::Null,
+        Value::Bool(false),
+    ];
+    let event = register.source.event(0, values, HOUR_MS).unwrap();
+    let mut state = ViewState::default();
+    state.fold(&register, &event, 1);
+    let state = ViewState::decode(&register, &encoded(&state, &register)).unwrap();
+    let read = |index: usize, hours: i64| state.value(&register, index, hours * HOUR_MS);
+    let present = |value| (value, Status::Present, HOUR_MS);
+    assert_eq!(read(0, 2), present(Value::Int(number)));
+    assert_eq!(read(1, 2), present(Value::String("Ōtsuka & Söhne".into())));
+    assert_eq!(&*register.features[2].name, "tons");
+    assert_eq!(read(2, 2), present(Value::Float(weight)));
+    assert_eq!(read(3, 2), (Value::Null, Status::NullValue, HOUR_MS));
+    assert_eq!(read(4, 2), present(Value::Bool(false)));
+    assert_eq!(read(1, 74), (Value::Null, Status::OutsideMaxAge, HOUR_MS));
+    let types: Vec<_> = register.features.iter().map(|feature| feature.ty).collect();
+    assert_eq!(
+        types,
+        [
+            FieldType::Int,
+            FieldType::String,
+            FieldType::Float,
+            FieldType::Time,
+            FieldType::Bool,
+            FieldType::Float
+        ]
+    );
+    // As a model's input a string is no value.
+    assert_eq!(
+        state.feature(&register, 1, 2 * HOUR_MS).status,
+        Status::NullValue
+    );
+    assert_eq!(state.feature(&register, 2, 2 * HOUR_MS).value, 70.1f32);
+    let unknown = ViewState::default().value(&register, 0, 0);
+    assert_eq!(unknown, (Value::Null, Status::NotFound, 0));
+}
+
+/// What the program wrote before states had format 2, and how it read it (at commit 8e021f6). A view that
+/// keeps numbers of the newest event has another id since.
+#[test]
+fn states_of_format_1_read_as_they_did() {
+    let text = include_str!("fixtures/states-1.json");
+    let fixture: serde_json::Value = serde_json::from_str(text).unwrap();
+    let text = fixture["definitions"].as_str().unwrap();
+    let definitions = Definitions::parse(text, "features.toml").unwrap();
+    let mut read = 0;
+    for written in fixture["states"].as_array().unwrap() {
+        let view = definitions.view(written["view"].as_str().unwrap()).unwrap();
+        let hex = written["bytes"].as_str().unwrap();
+        let byte = |at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
+        let bytes: Vec<u8> = (0..hex.len()).step_by(2).map(byte).collect();
+        let decoded = ViewState::decode(view, &bytes);
+        if &*view.name == "numbers" {
+            assert_ne!(format!("{:016x}", view.id), written["id"]);
+            assert_eq!(decoded.unwrap_err(), StateError::Version { found: 1 });
+            continue;
+        }
+        assert_eq!(format!("{:016x}", view.id), written["id"]);
+        let state = decoded.unwrap();
+        let again = ViewState::decode(view, &encoded(&state, view)).unwrap();
+        for at in written["reads"].as_array().unwrap() {
+            let at_ms = at["at"].as_i64().unwrap();
+            for (index, expected) in at["features"].as_array().unwrap().iter().enumerate() {
+                for state in [&state, &again] {
+                    let found = state.feature(view, index, at_ms);
+                    let bits = (!found.value.is_nan()).then_some(found.value.to_bits());
+                    let name = &*view.features[index].name;
+                    let found =
+                        serde_json::json!([name, bits, found.status.as_str(), found.event_ms]);
+                    assert_eq!(&found, expected, "at {at_ms}");
+                    read += 1;
+                }
+            }
+        }
+    }
+    assert_eq!(read, 580);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::definition::Source;
 use crate::event::Event;
-use crate::value::{Field, Value};
+use crate::value::{Field, FieldType, Value};
 
 /// Tiles held for each window. A window read at `t` covers the tile of `t` and the eleven before
 /// it, so its older end is off by at most one tile, a twelfth of the window.
@@ -94,6 +94,8 @@ pub enum MeasureKind {
 pub struct ViewFeature {
     /// Name within the view, such as `"mean_delay_24h"`
     pub name: Box<str>,
+    /// What its values are, as `ViewState::value` gives them
+    pub ty: FieldType,
     /// How it is computed
     pub aggregate: Aggregate,
 }
@@ -174,6 +176,15 @@ impl View {
             value.encode(out);
         }
         Some(())
+    }
+
+    /// Whether a value of the newest event is kept that is not true or false.
+    pub(crate) fn keeps_more_than_truths(&self) -> bool {
+        let ty = |&field: &usize| self.source.fields[field].ty;
+        self.last_fields
+            .iter()
+            .map(ty)
+            .any(|ty| ty != FieldType::Bool)
     }
 
     /// The index of the feature of that name.

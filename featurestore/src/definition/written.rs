@@ -84,7 +84,8 @@ pub(super) struct FilterText {
     pub(super) equals: Spanned<toml::Value>,
 }
 
-/// One of a view's features: exactly one key.
+/// One of a view's features, in each of its windows or as of the newest event: exactly one key beside
+/// `name`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct AggregateText {
@@ -96,10 +97,13 @@ pub(super) struct AggregateText {
     pub(super) mean: Option<Text>,
     /// A `bool` field: its share of trues in each window.
     pub(super) rate: Option<Text>,
-    /// A `bool`, `int` or `float` field: its value in the newest event.
+    /// A field: its value in the newest event, of the field's type.
     pub(super) last: Option<Text>,
     /// `true`: hours since the newest event.
     pub(super) age_of_last: Option<Spanned<bool>>,
+    /// What it is called instead of, say, `mean_delay`; where it is computed over windows, each adds
+    /// its own, as in `mean_delay_24h`.
+    pub(super) name: Option<Text>,
 }
 
 /// `[[service]]`: the features of a model.

@@ -1,19 +1,26 @@
 //! The binary form of a view's state: sparse, versioned, typically a few hundred bytes.
 //!
 //! Layout: version; 0 for an empty state, else 1 and the newest event's time and sequence number;
-//! one f32 for each kept field; for each window a 16-bit mask of the tiles that exist, bit k being
+//! the value of each kept field; for each window a 16-bit mask of the tiles that exist, bit k being
 //! the k-th before the newest; then each tile's rows and, per measure, nulls and sum. Integers are
 //! variable-length. The reader takes any bytes: it checks every bound and never panics, nor does a
 //! fold into or a read from what it accepted.
+//!
+//! Format 1 kept every value as an f32. It is read where that is exact, for truths; a view that keeps
+//! anything else has another id since (`layout_id`), so its states are folded anew.
 
 use thiserror::Error;
 
 use super::{Cell, Latest, SUM_MAX, Tile, ViewState};
 use crate::definition::{View, WINDOW_TILES};
+use crate::value::{Field, Value, ValueDecodeError};
 use crate::varint;
 
 /// First byte of every state.
-const STATE_VERSION: u8 = 1;
+const STATE_VERSION: u8 = 2;
+
+/// The format before.
+const STATE_VERSION_1: u8 = 1;
 
 /// No tile counts more rows, so that twelve of them add up without overflow.
 const ROWS_MAX: u64 = 1 << 56;
@@ -56,7 +63,7 @@ impl ViewState {
         varint::put(varint::zigzag(latest.event_ms), out);
         varint::put(latest.seq, out);
         for value in &self.last {
-            out.extend_from_slice(&value.to_le_bytes());
+            value.encode(out);
         }
         let mut tiles = self.tiles.iter().peekable();
         for (index, window) in view.windows.iter().enumerate() {
@@ -80,13 +87,14 @@ impl ViewState {
     /// Reads what `encode` wrote for the same view.
     pub fn decode(view: &View, bytes: &[u8]) -> Result<Self, StateError> {
         let input = &mut { bytes };
-        match take_byte(input)? {
-            STATE_VERSION => {}
+        let take_last = match take_byte(input)? {
+            STATE_VERSION => take_last,
+            STATE_VERSION_1 if !view.keeps_more_than_truths() => take_last_1,
             found => return Err(StateError::Version { found }),
-        }
+        };
         let state = match take_byte(input)? {
             0 => Self::default(),
-            1 => Self::decode_content(view, input)?,
+            1 => Self::decode_content(view, take_last, input)?,
             _ => return Err(impossible("flag")),
         };
         if !input.is_empty() {
@@ -95,7 +103,11 @@ impl ViewState {
         Ok(state)
     }
 
-    fn decode_content(view: &View, input: &mut &[u8]) -> Result<Self, StateError> {
+    fn decode_content(
+        view: &View,
+        take_last: TakeLast,
+        input: &mut &[u8],
+    ) -> Result<Self, StateError> {
         let latest = Latest {
             event_ms: varint::unzigzag(take(input)?),
             seq: take(input)?,
@@ -103,7 +115,7 @@ impl ViewState {
         let last = view
             .last_fields
             .iter()
-            .map(|_| take_last(input))
+            .map(|&field| take_last(&view.source.fields[field], input))
             .collect::<Result<_, _>>()?;
         let tiles = decode_places(view, latest, input)?;
         let mut state = Self {
@@ -177,14 +189,32 @@ fn take_sum(input: &mut &[u8]) -> Result<i128, StateError> {
     Ok(sum)
 }
 
-fn take_last(input: &mut &[u8]) -> Result<f32, StateError> {
-    let (bytes, rest) = input.split_first_chunk::<4>().ok_or(StateError::CutShort)?;
-    *input = rest;
-    let value = f32::from_le_bytes(*bytes);
-    if value.is_infinite() {
+/// Reads the kept value of a field.
+type TakeLast = fn(&Field, &mut &[u8]) -> Result<Value, StateError>;
+
+fn take_last(field: &Field, input: &mut &[u8]) -> Result<Value, StateError> {
+    let value = Value::decode(input).map_err(|error| match error {
+        ValueDecodeError::CutShort => StateError::CutShort,
+        _ => impossible("last value"),
+    })?;
+    // A field that is newer than the event reads as null, whether it is nullable or not.
+    if !value.is_null() && field.check(&value).is_err() {
         return Err(impossible("last value"));
     }
     Ok(value)
+}
+
+/// An f32 that is NaN, 0 or 1.
+fn take_last_1(_: &Field, input: &mut &[u8]) -> Result<Value, StateError> {
+    let (bytes, rest) = input.split_first_chunk::<4>().ok_or(StateError::CutShort)?;
+    *input = rest;
+    let number = f32::from_le_bytes(*bytes);
+    match number {
+        0.0 => Ok(Value::Bool(false)),
+        1.0 => Ok(Value::Bool(true)),
+        _ if number.is_nan() => Ok(Value::Null),
+        _ => Err(impossible("last value")),
+    }
 }
 
 fn take_byte(input: &mut &[u8]) -> Result<u8, StateError> {

@@ -132,6 +132,7 @@ impl Resolver<'_> {
             Some(features) => self.chosen(features, view)?,
         };
         for feature in features {
+            self.number("view", name, (view, feature))?;
             let name = format!("{}:{}", view.name, view.features[feature].name).into();
             let origin = FeatureOrigin::View(InView {
                 view: index,
@@ -183,10 +184,28 @@ impl Resolver<'_> {
             let known = view.features.iter().map(|feature| &*feature.name);
             self.unknown("difference", written, known)
         })?;
+        self.number("difference", written, (view, feature))?;
         Ok(InView {
             view: self.needed_view(written, view, service)?,
             feature,
         })
+    }
+
+    /// Refuses a feature of a view that a model cannot take.
+    fn number(
+        &self,
+        key: &str,
+        written: &Text,
+        (view, feature): (&View, usize),
+    ) -> Result<(), DefinitionError> {
+        let feature = &view.features[feature];
+        match feature.ty {
+            FieldType::Bool | FieldType::Int | FieldType::Float => Ok(()),
+            ty @ (FieldType::String | FieldType::Time) => {
+                let problem = format!("`{}:{}` is a {ty}, not a number", view.name, feature.name);
+                Err(self.error(key, written, problem))
+            }
+        }
     }
 
     fn known_view<'v>(

@@ -151,56 +151,88 @@ impl Resolver<'_> {
                 count: Some(flag), ..
             } => {
                 self.must_be_true("count", flag)?;
-                self.per_window(written, view, "count", |window| Aggregate::Count { window })
+                let named = self.named(entry, "count".to_owned(), FieldType::Int)?;
+                let count = |window| Aggregate::Count { window };
+                self.per_window(written, view, &named, count)
             }
             AggregateText {
                 sum: Some(name), ..
             } => {
                 let measure = self.measure("sum", name, view)?;
-                let stem = format!("sum_{}", name.get_ref());
+                let named = self.named_after("sum", name, entry)?;
                 let sum = |window| Aggregate::Sum { window, measure };
-                self.per_window(written, view, &stem, sum)
+                self.per_window(written, view, &named, sum)
             }
             AggregateText {
                 mean: Some(name), ..
             } => {
                 let measure = self.measure("mean", name, view)?;
-                let stem = format!("mean_{}", name.get_ref());
+                let named = self.named_after("mean", name, entry)?;
                 let mean = |window| Aggregate::Mean { window, measure };
-                self.per_window(written, view, &stem, mean)
+                self.per_window(written, view, &named, mean)
             }
             AggregateText {
                 rate: Some(name), ..
             } => {
                 let measure = self.measure("rate", name, view)?;
-                let stem = format!("rate_{}", name.get_ref());
+                let named = self.named_after("rate", name, entry)?;
                 let rate = |window| Aggregate::Rate { window, measure };
-                self.per_window(written, view, &stem, rate)
+                self.per_window(written, view, &named, rate)
             }
-            AggregateText {
-                last: Some(name), ..
-            } => {
-                let types = [FieldType::Bool, FieldType::Int, FieldType::Float];
-                let field = self.typed("last", name, &view.source, &types)?;
+            AggregateText { .. } => self.of_newest(entry, view),
+        }
+    }
+
+    /// Adds the feature of an entry with `last` or `age_of_last`.
+    fn of_newest(&self, entry: &AggregateText, view: &mut View) -> Result<bool, DefinitionError> {
+        let (named, aggregate) = match &entry.last {
+            Some(name) => {
+                let field = self.field("last", name, &view.source.fields)?;
                 let slot = view.last_fields.len();
                 view.last_fields.push(field);
-                view.features.push(ViewFeature {
-                    name: format!("last_{}", name.get_ref()).into(),
-                    aggregate: Aggregate::Last { slot },
-                });
-                Ok(false)
+                let ty = view.source.fields[field].ty;
+                let named = self.named(entry, format!("last_{}", name.get_ref()), ty)?;
+                (named, Aggregate::Last { slot })
             }
-            AggregateText { age_of_last, .. } => {
-                if let Some(flag) = age_of_last {
+            None => {
+                if let Some(flag) = &entry.age_of_last {
                     self.must_be_true("age_of_last", flag)?;
                 }
-                view.features.push(ViewFeature {
-                    name: "age_of_last".into(),
-                    aggregate: Aggregate::AgeOfLast,
-                });
-                Ok(false)
+                let named = self.named(entry, "age_of_last".to_owned(), FieldType::Float)?;
+                (named, Aggregate::AgeOfLast)
             }
-        }
+        };
+        view.features.push(ViewFeature {
+            name: named.name,
+            ty: named.ty,
+            aggregate,
+        });
+        Ok(false)
+    }
+
+    /// What an entry's features are called: by its `name`, else by what it computes.
+    fn named(
+        &self,
+        entry: &AggregateText,
+        computed: String,
+        ty: FieldType,
+    ) -> Result<Named, DefinitionError> {
+        let name = match &entry.name {
+            Some(name) => self.name("name", name)?,
+            None => computed.into(),
+        };
+        Ok(Named { name, ty })
+    }
+
+    /// The same for a float computed from one field.
+    fn named_after(
+        &self,
+        key: &str,
+        field: &Text,
+        entry: &AggregateText,
+    ) -> Result<Named, DefinitionError> {
+        let computed = format!("{key}_{}", field.get_ref());
+        self.named(entry, computed, FieldType::Float)
     }
 
     /// The index of the measure that `key` needs; several features share one.
@@ -222,16 +254,17 @@ impl Resolver<'_> {
         &self,
         written: &Spanned<AggregateText>,
         view: &mut View,
-        stem: &str,
+        named: &Named,
         aggregate: impl Fn(usize) -> Aggregate,
     ) -> Result<bool, DefinitionError> {
         if view.windows.is_empty() {
-            let problem = format!("`{stem}` needs the view to have `windows`");
+            let problem = format!("`{}` needs the view to have `windows`", named.name);
             return Err(self.error("features", written, problem));
         }
         for (index, window) in view.windows.iter().enumerate() {
             view.features.push(ViewFeature {
-                name: format!("{stem}_{}", window.name).into(),
+                name: format!("{}_{}", named.name, window.name).into(),
+                ty: named.ty,
                 aggregate: aggregate(index),
             });
         }
@@ -269,6 +302,12 @@ impl Resolver<'_> {
     }
 }
 
+/// Name and type of a feature, or of one for each window.
+struct Named {
+    name: Box<str>,
+    ty: FieldType,
+}
+
 /// Types with an exact equality.
 const KEY_TYPES: [FieldType; 3] = [FieldType::Bool, FieldType::Int, FieldType::String];
 
@@ -294,8 +333,10 @@ fn layout_id(view: &View) -> u64 {
         .map(|measure| (field(&measure.field), measure.kind == MeasureKind::Truth))
         .collect();
     let filter = view.filter.as_ref();
+    // 1 kept numbers of the newest event as f32; what reads the same has the same id.
+    let layout = if view.keeps_more_than_truths() { 2 } else { 1 };
     let layout = serde_json::json!({
-        "layout": 1,
+        "layout": layout,
         "view": &*view.name,
         "source": &*view.source.name,
         "keys": view.key_fields.iter().map(field).collect::<Vec<_>>(),
