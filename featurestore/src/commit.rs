@@ -18,6 +18,7 @@ use crossbeam::channel::{Receiver, Sender, TrySendError, bounded};
 use rocksdb::WriteBatch;
 
 use self::states::States;
+use crate::definition::Source;
 use crate::event::Event;
 use crate::labels::{Label, LabelsIngested, StoredLabel};
 use crate::online::keys::Key;
@@ -276,6 +277,8 @@ struct Group {
     events: HashSet<Vec<u8>>,
     /// Labels as this group leaves them; `None` where it removes them.
     labels: HashMap<PredictionKey, Option<StoredLabel>>,
+    /// The sources of events that came too late, once for each.
+    late: Vec<Arc<Source>>,
     answers: Vec<Answer>,
 }
 
@@ -400,12 +403,14 @@ impl Writer {
         let pending = locked(&self.shared.pending).len();
         metrics.labels_pending.set(pending as f64);
         *locked(&self.shared.counters) = (self.last_seq, self.counters);
+        for source in &group.late {
+            metrics.event_late(&source.name);
+        }
         for answer in group.answers {
             match answer {
                 Answer::Events(done, ingested) => {
                     metrics.events_accepted.increment(ingested.accepted);
                     metrics.events_duplicate.increment(ingested.duplicates);
-                    metrics.events_late.increment(ingested.late);
                     done(Ok(ingested));
                 }
                 Answer::Labels(done, ingested) => {

@@ -96,6 +96,8 @@ pub struct Source {
     pub id_fields: Vec<usize>,
     /// How far an event time may lie ahead of now, in milliseconds
     pub future_max_ms: i64,
+    /// How far an event time may lie behind its arrival, in milliseconds (`Event::is_too_late`)
+    pub lateness_ms: Option<i64>,
 }
 
 impl Source {

@@ -167,6 +167,13 @@ impl Source {
 }
 
 impl Event {
+    /// Whether it arrived further behind its own time than its source allows. Such an event is logged and
+    /// folded nowhere: online, in a rebuild and in every recomputation this is the rule.
+    pub fn is_too_late(&self, arrived_ms: i64) -> bool {
+        let behind_ms = arrived_ms.saturating_sub(self.event_ms);
+        self.source.lateness_ms.is_some_and(|max| behind_ms > max)
+    }
+
     /// The same bytes for the same event sent twice: source name and id fields.
     pub fn dedupe_key(&self) -> Vec<u8> {
         let name = self.source.name.as_bytes();

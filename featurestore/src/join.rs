@@ -32,9 +32,12 @@ impl PointInTime {
     }
 
     /// An event that has arrived, with its sequence number. Events of sources that the service
-    /// does not use only move `as_of_seq`.
-    pub fn push_event(&mut self, event: &Event, seq: u64) {
+    /// does not use and events that came too late only move `as_of_seq`.
+    pub fn push_event(&mut self, event: &Event, seq: u64, arrived_ms: i64) {
         self.last_seq = self.last_seq.max(seq);
+        if event.is_too_late(arrived_ms) {
+            return;
+        }
         for view in self.service.needed_views() {
             if let Some(key) = view.key_of(event) {
                 self.states.entry(key).or_default().fold(view, event, seq);

@@ -1,13 +1,18 @@
 //! Every metric of this crate, with unit and help; handles are resolved when a store is opened.
 
+use std::sync::Arc;
+
 use metrics::{Counter, Gauge, Unit, counter, describe_counter, describe_gauge, gauge};
+
+use crate::definition::{Definitions, Source};
 
 /// Resolved handles of one store.
 #[derive(Clone)]
 pub(crate) struct StoreMetrics {
     pub(crate) events_accepted: Counter,
     pub(crate) events_duplicate: Counter,
-    pub(crate) events_late: Counter,
+    /// By the source's name.
+    events_late: Vec<(Box<str>, Counter)>,
     pub(crate) labels_accepted: Counter,
     pub(crate) labels_duplicate: Counter,
     pub(crate) labels_replaced: Counter,
@@ -26,11 +31,16 @@ pub(crate) struct StoreMetrics {
 
 impl StoreMetrics {
     /// Resolves every handle with the recorder that is installed now.
-    pub(crate) fn resolve() -> Self {
+    pub(crate) fn resolve(definitions: &Definitions) -> Self {
+        let late = |source: &Arc<Source>| {
+            let name = source.name.clone();
+            let counter = counter!("loopgate_events_late_total", "source" => name.to_string());
+            (name, counter)
+        };
         Self {
             events_accepted: counter!("loopgate_events_total", "outcome" => "accepted"),
             events_duplicate: counter!("loopgate_events_total", "outcome" => "duplicate"),
-            events_late: counter!("loopgate_events_late_total"),
+            events_late: definitions.sources.iter().map(late).collect(),
             labels_accepted: counter!("loopgate_labels_total", "outcome" => "accepted"),
             labels_duplicate: counter!("loopgate_labels_total", "outcome" => "duplicate"),
             labels_replaced: counter!("loopgate_labels_replaced_total"),
@@ -47,6 +57,14 @@ impl StoreMetrics {
             states_from_table: counter!("loopgate_states_read_total", "from" => "table"),
         }
     }
+
+    /// Counts an event of that source as late.
+    pub(crate) fn event_late(&self, source: &str) {
+        let own = self.events_late.iter().find(|(name, _)| **name == *source);
+        if let Some((_, counter)) = own {
+            counter.increment(1);
+        }
+    }
 }
 
 /// Gives every metric its unit and help; call it once, after the recorder is installed.
@@ -57,7 +75,7 @@ pub fn describe() {
     count("loopgate_events_total", "Events acknowledged, by outcome");
     count(
         "loopgate_events_late_total",
-        "Accepted events that came too late for at least one window",
+        "Accepted events that came too late for their source or at least one window, by source",
     );
     count("loopgate_labels_total", "Labels acknowledged, by outcome");
     count(

@@ -83,7 +83,7 @@ pub struct Ingested {
     pub accepted: u64,
     /// Events that had been taken before, or occur twice in the batch.
     pub duplicates: u64,
-    /// New events that came too late for at least one window; logged all the same.
+    /// New events that came too late for their source or at least one window; logged all the same.
     pub late: u64,
     /// Last sequence number after the group that the batch was part of.
     pub last_seq: u64,
@@ -96,7 +96,7 @@ pub struct StoreStats {
     pub events: u64,
     /// Events that were duplicates.
     pub duplicate_events: u64,
-    /// Events that came too late for at least one window.
+    /// Events that came too late for their source or at least one window.
     pub late_events: u64,
     /// Sequence number of the last event.
     pub last_seq: u64,

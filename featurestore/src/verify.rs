@@ -94,7 +94,7 @@ pub(crate) fn verify(
             Err(_) => true,
         }) {
             let logged = logged.map_err(|error| VerifyError::Events(error.to_string()))?;
-            history.push_event(&logged.event, logged.seq);
+            history.push_event(&logged.event, logged.seq, logged.arrived_ms);
         }
         let recomputed = history.row(&record.request, record.at_ms);
         report.rows_checked += 1;

@@ -74,7 +74,7 @@ fn definitions_are_resolved_in_the_order_of_the_file() {
         (source.time_field, source.id_fields.as_slice()),
         (3, &[0][..])
     );
-    assert_eq!(source.future_max_ms, 300_000);
+    assert_eq!((source.future_max_ms, source.lateness_ms), (300_000, None));
     assert!(source.fields[2].nullable && source.fields[2].ty == FieldType::String);
 
     let view = definitions.view("aircraft").unwrap();
@@ -396,6 +396,7 @@ fn a_view_whose_layout_changes_gets_another_id() {
     assert_eq!(as_is, id("ttl = \"7d\"", "ttl = \"8d\""));
     assert_eq!(as_is, id("{ sum = \"minutes\" }, ", ""));
     assert_ne!(as_is, id("\"7d\"]", "\"8d\"]"));
+    assert_ne!(as_is, id("time =", "lateness = \"2d\"\ntime ="));
     assert_ne!(as_is, id("equals = \"AA\"", "equals = \"UA\""));
     assert_ne!(as_is, id("{ rate = \"late\" }, ", ""));
     assert_ne!(

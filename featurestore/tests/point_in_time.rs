@@ -175,7 +175,7 @@ fn rows(definitions: &Definitions, story: &[(i64, Happening)]) -> Vec<(i64, Feat
     let mut rows = Vec::new();
     for (seq, (arrived, happening)) in story.iter().enumerate() {
         match (event(definitions, *arrived, happening), happening) {
-            (Some(event), _) => joined.push_event(&event, seq as u64),
+            (Some(event), _) => joined.push_event(&event, seq as u64, arrived * MINUTE_MS),
             (None, Happening::Request { carrier, origin }) => {
                 rows.push((
                     *arrived,
@@ -303,7 +303,7 @@ fn a_row_tells_how_well_each_value_is_known() {
         wind: 200,
     };
     let weather = event(&definitions, 0, &weather).unwrap();
-    joined.push_event(&weather, 7);
+    joined.push_event(&weather, 7, 0);
 
     let row = joined.row(&request(1, 0), MINUTE_MS);
     assert_eq!(row.as_of_seq, 7);

@@ -149,7 +149,9 @@ impl<I: Iterator<Item = Result<Logged, ReadError>>> Pass<'_, I> {
             Err(_) => true,
         }) {
             let logged = logged.map_err(store_error)?;
-            self.history.push_event(&logged.event, logged.seq);
+            let arrived_ms = logged.arrived_ms;
+            self.history
+                .push_event(&logged.event, logged.seq, arrived_ms);
         }
         Ok(())
     }

@@ -1,5 +1,7 @@
 //! Events of a group: dedupe, number, log, fold.
 
+use std::sync::Arc;
+
 use super::{Arrival, Group, Writer};
 use crate::event::Event;
 use crate::log::encode_entry;
@@ -15,7 +17,7 @@ impl Writer {
         events: &[Event],
         arrival: Arrival,
     ) -> Result<Ingested, ReadError> {
-        let shared = std::sync::Arc::clone(&self.shared);
+        let shared = Arc::clone(&self.shared);
         let tables = &shared.tables;
         let keys: Vec<Vec<u8>> = events.iter().map(Event::dedupe_key).collect();
         let known = tables
@@ -43,8 +45,9 @@ impl Writer {
             tables.put(&mut group.batch, Key::Dedupe(&key), &seq.to_le_bytes());
             group.events.insert(key);
             ingested.accepted += 1;
-            if self.states.fold(tables, event, seq)? == Folded::TooLate {
+            if self.states.fold(tables, event, seq, arrived_ms)? == Folded::TooLate {
                 ingested.late += 1;
+                group.late.push(Arc::clone(&event.source));
             }
         }
         ingested.last_seq = self.last_seq;

@@ -48,13 +48,18 @@ impl States {
         }
     }
 
-    /// Folds an event into every view that takes it. `TooLate` where it came too late for one of them.
+    /// Folds an event into every view that takes it. `TooLate` where it came too late for one of them or
+    /// for its source.
     pub(crate) fn fold(
         &mut self,
         tables: &Tables,
         event: &Event,
         seq: u64,
+        arrived_ms: i64,
     ) -> Result<Folded, ReadError> {
+        if event.is_too_late(arrived_ms) {
+            return Ok(Folded::TooLate);
+        }
         let mut folded = Folded::Applied;
         for index in 0..self.views.len() {
             let view = Arc::clone(&self.views[index]);

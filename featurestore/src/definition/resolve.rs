@@ -87,6 +87,10 @@ impl Resolver<'_> {
                 Some(written) => self.duration("future_max", written)?,
                 None => FUTURE_MAX_MS,
             },
+            lateness_ms: match &written.lateness {
+                Some(written) => Some(self.duration("lateness", written)?),
+                None => None,
+            },
         })
     }
 

@@ -40,6 +40,9 @@ pub(super) struct SourceText {
     pub(super) fields: FieldsText,
     /// How far an event time may lie ahead of its arrival, such as `"5m"` (the default).
     pub(super) future_max: Option<Text>,
+    /// How far an event time may lie behind its arrival, such as `"2d"`; no limit by default. What comes
+    /// later is logged, counted as late and enters no feature, however old the newest event is.
+    pub(super) lateness: Option<Text>,
 }
 
 /// `[[entity]]`: a name for a list of key fields.

@@ -39,7 +39,7 @@ pub(crate) fn open(
     let path = data_dir.join("acked");
     let (mark, acked) = Mark::open(&path).map_err(io_at(&path))?;
     check_mark(acked, last_seq, counters.label_seq)?;
-    let metrics = StoreMetrics::resolve();
+    let metrics = StoreMetrics::resolve(&definitions);
     for file in closed_files(&spool)? {
         seal_file(data_dir, &file, &metrics)?;
     }
@@ -189,7 +189,7 @@ fn renew_views(
     for logged in Scan::from(tables, schemas, 0) {
         let logged = logged.map_err(read)?;
         states
-            .fold(tables, &logged.event, logged.seq)
+            .fold(tables, &logged.event, logged.seq, logged.arrived_ms)
             .map_err(read)?;
         events += 1;
         if events % REBUILD_EVENTS == 0 {

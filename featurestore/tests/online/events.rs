@@ -29,7 +29,7 @@ fn features_read_online_equal_a_recomputation_from_the_events() {
         ];
         for event in &batch {
             seq += 1;
-            history.push_event(event, seq);
+            history.push_event(event, seq, now_ms);
         }
         let ingested = store.ingest_events_blocking(batch, now_ms).unwrap();
         assert_eq!((ingested.accepted, ingested.last_seq), (3, seq));
@@ -40,6 +40,76 @@ fn features_read_online_equal_a_recomputation_from_the_events() {
         }
     }
     assert!(store.stats().late_events > 0);
+}
+
+/// With a lateness of two hours for departures.
+fn strict() -> Arc<Definitions> {
+    let text = DEFINITIONS.replacen("time =", "lateness = \"2h\"\ntime =", 1);
+    Arc::new(Definitions::parse(&text, "features.toml").unwrap())
+}
+
+#[test]
+fn an_event_later_than_its_source_allows_is_logged_and_enters_no_feature() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut traffic = Traffic::new(12);
+    traffic.definitions = strict();
+    let open =
+        |definitions| FeatureStore::open(folder.path(), definitions, &StoreOptions::default());
+    let mut batches = Vec::new();
+    let mut too_late = 0;
+    for hour in 0..40 {
+        let now_ms = START_MS + hour * 60 * MINUTE_MS;
+        let late_ms = traffic.random.random_range(0..240) * MINUTE_MS;
+        too_late += u64::from(late_ms > 120 * MINUTE_MS);
+        let edge_ms = now_ms - 120 * MINUTE_MS;
+        let batch = vec![
+            traffic.departure(now_ms - late_ms),
+            traffic.departure(edge_ms),
+            traffic.weather(now_ms - 24 * 60 * MINUTE_MS),
+        ];
+        batches.push((now_ms, batch));
+    }
+    let store = open(strict()).unwrap();
+    for (now_ms, batch) in &batches {
+        store
+            .ingest_events_blocking(batch.clone(), *now_ms)
+            .unwrap();
+    }
+    let stats = store.stats();
+    assert_eq!((stats.events, stats.late_events), (120, too_late));
+    assert!(too_late > 0);
+    let sent_again = store.ingest_events_blocking(batches[0].1.clone(), START_MS);
+    assert_eq!(sent_again.unwrap().duplicates, 3);
+    drop(store);
+    let requests: Vec<Vec<Value>> = (0..20).map(|_| traffic.request()).collect();
+    let at_ms = batches[39].0;
+    let mut counts = Vec::new();
+    // Another lateness is another view: it is folded again from the log, each event by its arrival.
+    for definitions in [strict(), definitions(), strict()] {
+        let service = Arc::clone(definitions.service("delay").unwrap());
+        let mut history = PointInTime::new(&service);
+        let mut seq = 0;
+        for (now_ms, event) in batches
+            .iter()
+            .flat_map(|(now_ms, batch)| batch.iter().map(move |event| (now_ms, event)))
+        {
+            seq += 1;
+            let source = definitions.source(&event.source.name).unwrap();
+            let event = source.event(0, event.values.to_vec(), *now_ms).unwrap();
+            history.push_event(&event, seq, *now_ms);
+        }
+        let store = open(Arc::clone(&definitions)).unwrap();
+        let rows = store.read_rows(&service, &requests, at_ms).unwrap();
+        for (row, request) in rows.iter().zip(&requests) {
+            assert_eq!(row, &history.row(request, at_ms));
+        }
+        let count = service
+            .feature_names()
+            .position(|name| name == "all:count_24h");
+        counts.push(rows[0].values[count.unwrap()]);
+    }
+    assert_eq!(counts[0], counts[2]);
+    assert!(counts[0] < counts[1], "{counts:?}");
 }
 
 /// A row and what it was read for.
@@ -117,7 +187,7 @@ fn rows_read_beside_a_writer_are_those_of_one_cut_and_not_older_than_what_was_ac
         let mut events = batches.iter().flatten().zip(1..).peekable();
         for (as_of_seq, request, at_ms, row) in &reads {
             while let Some((event, seq)) = events.next_if(|(_, seq)| seq <= as_of_seq) {
-                history.push_event(event, seq);
+                history.push_event(event, seq, START_MS);
             }
             assert_eq!(row, &history.row(request, *at_ms));
         }

@@ -335,7 +335,7 @@ fn layout_id(view: &View) -> u64 {
     let filter = view.filter.as_ref();
     // 1 kept numbers of the newest event as f32; what reads the same has the same id.
     let layout = if view.keeps_more_than_truths() { 2 } else { 1 };
-    let layout = serde_json::json!({
+    let mut layout = serde_json::json!({
         "layout": layout,
         "view": &*view.name,
         "source": &*view.source.name,
@@ -345,6 +345,9 @@ fn layout_id(view: &View) -> u64 {
         "measures": measures,
         "last": view.last_fields.iter().map(field).collect::<Vec<_>>(),
     });
+    if let Some(lateness_ms) = view.source.lateness_ms {
+        layout["lateness_ms"] = lateness_ms.into();
+    }
     let digest = Sha256::digest(layout.to_string().as_bytes());
     let mut id = [0; 8];
     id.copy_from_slice(&digest[..8]);
