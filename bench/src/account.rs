@@ -17,7 +17,9 @@ pub(crate) const SERVICE: &str = "payment";
 const ACCOUNTS: usize = 1000;
 const PAYMENTS_PER_ACCOUNT: usize = 20;
 const BATCH: usize = 500;
-const DAY_MS: i64 = 86_400_000;
+const EVENTS: &str = "/v1/events/payments";
+const MINUTE_MS: i64 = 60_000;
+const DAY_MS: i64 = 1440 * MINUTE_MS;
 
 /// The project's `features.toml`.
 pub(crate) fn features_toml() -> String {
@@ -53,24 +55,14 @@ pub(crate) fn features_toml() -> String {
 /// Sends the payments of the last days.
 pub(crate) async fn fill(address: SocketAddr, seed: u64) -> Result<()> {
     let mut random = StdRng::seed_from_u64(seed);
-    let now_ms = Utc::now().timestamp_millis();
-    let payments: Vec<Value> = (0..ACCOUNTS * PAYMENTS_PER_ACCOUNT)
-        .map(|payment| {
-            json!({
-                "payment": payment,
-                "account": name(payment % ACCOUNTS),
-                "paid_at": now_ms - random.random_range(0..2 * DAY_MS),
-                "amount": f64::from(random.random_range(1i32..100_000)) / 100.0,
-                "fee": f64::from(random.random_range(1i32..1000)) / 100.0,
-                "declined": random.random_bool(0.2),
-                "abroad": random.random_bool(0.3),
-            })
-        })
+    let payments = 0..ACCOUNTS * PAYMENTS_PER_ACCOUNT;
+    let payments: Vec<Value> = payments
+        .map(|number| payment(number, 2 * DAY_MS, &mut random))
         .collect();
     let mut lane = Lane::new(address);
     for batch in payments.chunks(BATCH) {
         let body = serde_json::to_vec(&json!({"events": batch}))?;
-        let told = lane.post("/v1/events/payments", None, body.into()).await?;
+        let told = lane.post(EVENTS, None, body.into()).await?;
         ensure!(
             told.json()?["accepted"] == batch.len(),
             "not every payment was accepted: {}",
@@ -78,6 +70,36 @@ pub(crate) async fn fill(address: SocketAddr, seed: u64) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// Batches of payments that no other call has sent: numbers from `first` on, made in the last minute.
+pub(crate) fn batches(first: usize, count: usize, size: usize) -> Vec<Call> {
+    let mut random = StdRng::seed_from_u64(first as u64);
+    let batch = |batch: usize| {
+        let numbers = first + batch * size..first + (batch + 1) * size;
+        let payments: Vec<Value> = numbers
+            .map(|number| payment(number, MINUTE_MS, &mut random))
+            .collect();
+        Call {
+            path: EVENTS.into(),
+            headers: Vec::new(),
+            body: json!({"events": payments}).to_string().into(),
+        }
+    };
+    (0..count).map(batch).collect()
+}
+
+/// A payment of the last `age_ms_max`; accounts take turns.
+fn payment(number: usize, age_ms_max: i64, random: &mut StdRng) -> Value {
+    json!({
+        "payment": number,
+        "account": name(number % ACCOUNTS),
+        "paid_at": Utc::now().timestamp_millis() - random.random_range(0..age_ms_max),
+        "amount": f64::from(random.random_range(1i32..100_000)) / 100.0,
+        "fee": f64::from(random.random_range(1i32..1000)) / 100.0,
+        "declined": random.random_bool(0.2),
+        "abroad": random.random_bool(0.3),
+    })
 }
 
 /// Questions about accounts drawn at random, typed as the model's metadata says.

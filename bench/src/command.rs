@@ -15,7 +15,8 @@ use crate::load::{Arrivals, Call, Load, Transport};
 use crate::machine::{Cores, pin_self};
 use crate::scenario::peers::Peers;
 use crate::scenario::{
-    Bench, drain, engines, keys, memory, overload, peers, restart, skew, steady, surge, swap,
+    Bench, drain, engines, ingest, keys, memory, overload, peers, restart, skew, steady, surge,
+    swap,
 };
 
 const SWAP_PHASE_S: u64 = 20;
@@ -53,6 +54,8 @@ enum Scenario {
     Skew(BenchArguments),
     /// The same file in each engine, at batch 1, 8 and 64.
     Engines(BenchArguments),
+    /// Acknowledged events, and predictions beside a stream of them.
+    Ingest(BenchArguments),
     /// The servers that people use today, on the same file.
     Peers(PeersArguments),
     /// The short form of every scenario but the peers.
@@ -210,6 +213,7 @@ impl Command {
             Scenario::Restart(arguments) => Part::Restart.keep(&arguments.bench()?).await,
             Scenario::Skew(arguments) => Part::Skew.keep(&arguments.bench()?).await,
             Scenario::Engines(arguments) => Part::Engines.keep(&arguments.bench()?).await,
+            Scenario::Ingest(arguments) => Part::Ingest.keep(&arguments.bench()?).await,
             Scenario::Peers(arguments) => arguments.run().await,
             Scenario::All(arguments) => all(&arguments.bench()?).await,
             Scenario::Bare(arguments) => arguments.run().await,
@@ -335,6 +339,7 @@ enum Part {
     Restart,
     Skew,
     Engines,
+    Ingest,
 }
 
 impl Part {
@@ -350,6 +355,7 @@ impl Part {
             Self::Restart => restart::run(bench).await,
             Self::Skew => skew::run(bench).await,
             Self::Engines => engines::run(bench).await,
+            Self::Ingest => ingest::run(bench).await,
         };
         bench.keep(&finding?)
     }
@@ -368,6 +374,7 @@ async fn all(bench: &Bench) -> Result<()> {
         Part::Restart,
         Part::Skew,
         Part::Engines,
+        Part::Ingest,
     ];
     let mut failed = Vec::new();
     for part in parts {

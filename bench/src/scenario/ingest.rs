@@ -1,0 +1,296 @@
+//! `ingest`: how many events a second are acknowledged, each on disk and folded into four views, and
+//! what a stream of them costs the predictions beside it.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::{Bench, CONNECTIONS, ROWS, measure, must_be_clean, must_hold};
+use crate::account;
+use crate::chart::{Bars, short};
+use crate::client::Lane;
+use crate::deployment::{Deployed, Deployment};
+use crate::finding::{Finding, Table, median};
+use crate::load::{Arrivals, Call, Load, Tally};
+use crate::machine::Conditions;
+use crate::models::ensemble;
+use crate::process::Gateway;
+
+const MODEL: &str = "scored";
+const BATCH: usize = 100;
+/// Batches that are ready before a run; a server that takes more of them ends it.
+const BATCHES_PER_SECOND: f64 = 3000.0;
+/// Events a second beside predictions.
+const STREAM: usize = 10_000;
+/// Predictions beside the stream, as a share of capacity.
+const QUIET_LOAD: f64 = 0.3;
+const SYNCS: usize = 200;
+
+/// One round of writing as fast as it goes.
+struct Written {
+    per_second: f64,
+    /// Batches that shared a sync.
+    group: f64,
+    /// Batches of one writer that syncs each by itself, per second, times their events.
+    alone_per_second: f64,
+    ack_p99_us: f64,
+}
+
+/// One round of predictions without and with the stream; `None` where the generator was late.
+type Beside = Option<(Tally, Tally)>;
+
+/// Runs the scenario.
+pub(crate) async fn run(bench: &Bench) -> Result<Finding> {
+    let conditions = bench.conditions();
+    let gateway = Deployment {
+        folder: bench.folder("ingest")?.join("project"),
+        models: vec![Deployed {
+            service: Some(account::SERVICE),
+            ..Deployed::plain(MODEL, ensemble(bench.seed))
+        }],
+        features: Some(account::features_toml()),
+        ..Deployment::on_one_core(&bench.loopgate)
+    }
+    .start()
+    .await?;
+    let http = gateway.addresses.http;
+    account::fill(http, bench.seed).await?;
+    let questions = account::calls(MODEL, http, ROWS, bench.seed).await?;
+    let capacity = bench.closed(http, questions.clone());
+    let capacity = measure(capacity, gateway.pid()).await?.tally;
+    must_hold("capacity", &capacity)?;
+    let mut subject = Subject {
+        bench,
+        gateway: &gateway,
+        capacity: capacity.per_second(),
+        questions,
+        // Those below have been sent.
+        next: 1_000_000,
+    };
+    let (mut written, mut beside) = (Vec::new(), Vec::new());
+    for round in 0..bench.rounds {
+        eprintln!("ingest: round {} of {}", round + 1, bench.rounds);
+        written.push(subject.write().await?);
+        beside.push(subject.predict(round).await?);
+    }
+    let capacity = subject.capacity;
+    gateway.drain().await?;
+    Ok(finding(bench, conditions, (&written, &beside), capacity))
+}
+
+struct Subject<'a> {
+    bench: &'a Bench,
+    gateway: &'a Gateway,
+    /// Predictions per second.
+    capacity: f64,
+    questions: Vec<Call>,
+    /// Number of the next payment.
+    next: usize,
+}
+
+impl Subject<'_> {
+    fn batches(&mut self, seconds: f64, per_second: f64) -> Vec<Call> {
+        let count = (seconds * per_second).ceil() as usize;
+        let calls = account::batches(self.next, count, BATCH);
+        self.next += count * BATCH;
+        calls
+    }
+
+    /// Every writer sends its next batch when the last was acknowledged.
+    async fn write(&mut self) -> Result<Written> {
+        let alone_s = sync_seconds(&self.bench.out)?;
+        let warm_up = Duration::from_millis(300);
+        let seconds = (self.bench.run + warm_up).as_secs_f64();
+        let calls = self.batches(seconds, BATCHES_PER_SECOND);
+        let prepared = calls.len() as u64;
+        let load = Load {
+            warm_up,
+            check: all_new,
+            ..self.bench.closed(self.gateway.addresses.http, calls)
+        };
+        let before = commits(self.gateway.addresses.metrics).await?;
+        let tally = measure(load, self.gateway.pid()).await?.tally;
+        let syncs = commits(self.gateway.addresses.metrics).await? - before;
+        ensure!(
+            tally.sent <= prepared,
+            "more batches were asked for than made"
+        );
+        must_be_clean("ingest", &tally)?;
+        Ok(Written {
+            per_second: tally.per_second() * BATCH as f64,
+            group: tally.sent as f64 / syncs.max(1.0),
+            alone_per_second: BATCH as f64 / alone_s,
+            ack_p99_us: tally.quantile_us(0.99),
+        })
+    }
+
+    /// Predictions alone, then beside the stream.
+    async fn predict(&mut self, round: usize) -> Result<Beside> {
+        let load = Load {
+            arrivals: Arrivals::Poisson {
+                per_second: QUIET_LOAD * self.capacity,
+                seed: self.bench.seed + round as u64,
+            },
+            ..self
+                .bench
+                .closed(self.gateway.addresses.http, self.questions.clone())
+        };
+        let quiet = load.clone().run_beside().await?;
+        let seconds = (load.warm_up + load.measured).as_secs_f64();
+        let per_second = (STREAM / BATCH) as f64;
+        let batches = self.batches(seconds + 1.0, per_second);
+        let stream = send(self.gateway.addresses.http, batches, per_second);
+        let busy = tokio::select! {
+            busy = load.run_beside() => busy?,
+            ended = stream => {
+                ended?;
+                anyhow::bail!("the stream ended before the predictions");
+            }
+        };
+        must_be_clean("predictions alone", &quiet)?;
+        must_be_clean("predictions beside a stream", &busy)?;
+        Ok((quiet.on_time() && busy.on_time()).then_some((quiet, busy)))
+    }
+}
+
+/// Whether an acknowledgement says that every event of the batch was new.
+fn all_new(body: &[u8]) -> bool {
+    const NONE: &[u8] = b"\"duplicates\":0";
+    body.windows(NONE.len()).any(|window| window == NONE)
+}
+
+/// Sends one batch after another at a steady rate.
+async fn send(address: SocketAddr, batches: Vec<Call>, per_second: f64) -> Result<()> {
+    let mut lane = Lane::new(address);
+    let mut ticks = interval(Duration::from_secs_f64(1.0 / per_second));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
+    for batch in batches {
+        ticks.tick().await;
+        let told = lane.post(&batch.path, None, batch.body).await?;
+        ensure!(
+            all_new(&told.body),
+            "{}",
+            String::from_utf8_lossy(&told.body)
+        );
+    }
+    Ok(())
+}
+
+/// Syncs of the store's writer so far.
+async fn commits(metrics: SocketAddr) -> Result<f64> {
+    let answer = Lane::new(metrics).get("/metrics").await?;
+    let text = String::from_utf8_lossy(&answer.body);
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("loopgate_store_commits_total "));
+    Ok(line.unwrap_or("0").trim().parse()?)
+}
+
+/// The median time to append a batch's bytes to a file and sync it, in seconds.
+fn sync_seconds(folder: &Path) -> Result<f64> {
+    let path = folder.join("sync-probe");
+    let mut file = File::create(&path)?;
+    let batch = &account::batches(0, 1, BATCH)[0].body;
+    let mut seconds = Vec::with_capacity(SYNCS);
+    for _ in 0..SYNCS {
+        let began = Instant::now();
+        file.write_all(batch)?;
+        file.sync_data()?;
+        seconds.push(began.elapsed().as_secs_f64());
+    }
+    std::fs::remove_file(path)?;
+    Ok(median(&seconds))
+}
+
+fn finding(
+    bench: &Bench,
+    conditions: Conditions,
+    (written, beside): (&[Written], &[Beside]),
+    capacity: f64,
+) -> Finding {
+    let of = |figure: fn(&Written) -> f64| -> Vec<f64> { written.iter().map(figure).collect() };
+    let rates = of(|run| run.per_second);
+    let times = of(|run| run.per_second / run.alone_per_second);
+    let on_time: Vec<&(Tally, Tally)> = beside.iter().flatten().collect();
+    let p99 = |which: fn(&(Tally, Tally)) -> &Tally| -> Vec<f64> {
+        let runs = on_time.iter().map(|run| which(run).quantile_us(0.99));
+        runs.collect()
+    };
+    let (quiet, busy) = (p99(|run| &run.0), p99(|run| &run.1));
+    let ratios: Vec<f64> = quiet
+        .iter()
+        .zip(&busy)
+        .map(|(quiet, busy)| busy / quiet)
+        .collect();
+    let mut table = Table::new(&["figure", "median", "least to most", "wanted"]);
+    let mut row = |what: &str, values: &[f64], wanted: &str| {
+        let shown = |pick: fn(f64, f64) -> f64| {
+            values
+                .iter()
+                .copied()
+                .reduce(pick)
+                .map_or_else(|| "–".to_owned(), short)
+        };
+        let range = format!("{} to {}", shown(f64::min), shown(f64::max));
+        table.push(&[what.into(), short(median(values)), range, wanted.into()]);
+    };
+    row("acknowledged events/s", &rates, "≥ 80,000");
+    row(
+        "× one writer that syncs each batch (its file alone, nothing folded)",
+        &times,
+        "",
+    );
+    row("batches that share a sync", &of(|run| run.group), "");
+    row("acknowledgement p99, µs", &of(|run| run.ack_p99_us), "");
+    row("predictions alone, p99 µs", &quiet, "");
+    row("predictions beside 10,000 events/s, p99 µs", &busy, "");
+    row("the second over the first", &ratios, "≤ 1.2");
+    let late = beside.len() - on_time.len();
+    Finding {
+        name: "ingest",
+        title: "Ingest: acknowledged events, and predictions beside them",
+        method: format!(
+            "Events of {} bytes of JSON in batches of {BATCH} over HTTP, each deduplicated, logged, folded \
+             into four views of four windows and synced before its 200; every answer is checked to count \
+             no duplicate. {CONNECTIONS} writers in a closed loop, the whole gateway on one core, {} rounds \
+             of {} s. Then predictions with features of these views, open loop at {QUIET_LOAD} of the \
+             capacity ({}/s), without and with a stream of {STREAM} events/s; {late} rounds in which the \
+             generator was late are left out.",
+            account::batches(0, 1, BATCH)[0].body.len() / BATCH,
+            bench.rounds,
+            bench.run.as_secs_f64(),
+            short(capacity),
+        ),
+        conditions,
+        figures: json!({
+            "per_second": rates,
+            "times_one_sync_a_batch": times,
+            "batches_per_sync": of(|run| run.group),
+            "ack_p99_us": of(|run| run.ack_p99_us),
+            "capacity": capacity,
+            "quiet_p99_us": quiet,
+            "busy_p99_us": busy,
+            "p99_ratio": ratios,
+            "late_rounds": late,
+        }),
+        table,
+        plots: Vec::new(),
+        bars: vec![Bars {
+            title: "Events per second".into(),
+            unit: "/s".into(),
+            bars: vec![
+                ("acknowledged".into(), median(&rates)),
+                (
+                    "one writer, a sync each batch".into(),
+                    median(&of(|run| run.alone_per_second)),
+                ),
+            ],
+        }],
+    }
+}
