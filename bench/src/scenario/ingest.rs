@@ -230,15 +230,11 @@ fn finding(
         .collect();
     let mut table = Table::new(&["figure", "median", "least to most", "wanted"]);
     let mut row = |what: &str, values: &[f64], wanted: &str| {
-        let shown = |pick: fn(f64, f64) -> f64| {
-            values
-                .iter()
-                .copied()
-                .reduce(pick)
-                .map_or_else(|| "–".to_owned(), short)
-        };
-        let range = format!("{} to {}", shown(f64::min), shown(f64::max));
-        table.push(&[what.into(), short(median(values)), range, wanted.into()]);
+        let shown = |value: Option<f64>| value.map_or_else(|| "–".to_owned(), short);
+        let end = |pick| shown(values.iter().copied().reduce(pick));
+        let middle = shown((!values.is_empty()).then(|| median(values)));
+        let range = format!("{} to {}", end(f64::min), end(f64::max));
+        table.push(&[what.into(), middle, range, wanted.into()]);
     };
     row("acknowledged events/s", &rates, "≥ 80,000");
     row(

@@ -77,8 +77,10 @@ impl States {
         Ok(folded)
     }
 
-    /// Adds every changed state to a batch.
+    /// Adds every changed state to a batch, in the order of their keys: a memtable takes neighbours one
+    /// after the other for less.
     pub(crate) fn write(&mut self, tables: &Tables, batch: &mut WriteBatch) {
+        self.changed.sort_unstable();
         for key in &self.changed {
             let held = self.young.get(key).expect("a changed state is young");
             self.encoded.clear();
