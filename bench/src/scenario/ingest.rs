@@ -231,7 +231,7 @@ fn finding(
     let mut table = Table::new(&["figure", "median", "least to most", "wanted"]);
     let mut row = |what: &str, values: &[f64], wanted: &str| {
         let shown = |value: Option<f64>| value.map_or_else(|| "–".to_owned(), short);
-        let end = |pick| shown(values.iter().copied().reduce(pick));
+        let end = |pick: fn(f64, f64) -> f64| shown(values.iter().copied().reduce(pick));
         let middle = shown((!values.is_empty()).then(|| median(values)));
         let range = format!("{} to {}", end(f64::min), end(f64::max));
         table.push(&[what.into(), middle, range, wanted.into()]);
