@@ -17,7 +17,9 @@ pub mod offline;
 pub mod online;
 pub mod predictions;
 pub mod project_file;
+mod refold;
 pub mod service;
+pub mod travel;
 pub mod value;
 mod varint;
 pub mod verify;
@@ -42,9 +44,10 @@ pub use project_file::{ProjectFileError, ProjectText, nearest, parse_toml, read_
 pub use service::{
     Dictionary, FeatureOrigin, FeatureRow, InView, RequestError, Service, ServiceFeature,
 };
+pub use travel::{Moment, TravelError, Watch};
 pub use value::{
     Field, FieldProblem, FieldType, Value, ValueDecodeError, decode_values, encode_values, time_ms,
 };
-pub use verify::{Mismatch, VerifyError, VerifyReport};
+pub use verify::{Mark, Mismatch, Verifier, VerifierOptions, VerifyError, VerifyReport};
 pub use view_rows::{Readings, ViewKeys, ViewRows};
 pub use window::{Feature, Folded, StateError, Status, ViewState};

@@ -176,6 +176,10 @@ impl FeatureStore {
         &self.inner.shared.definitions
     }
 
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.inner.shared
+    }
+
     /// The data folder.
     pub fn data_dir(&self) -> &Path {
         &self.inner.shared.data_dir
@@ -373,8 +377,8 @@ impl FeatureStore {
         crate::backfill::recompute::backfill(&self.inner.shared, request)
     }
 
-    /// Recomputes a seeded sample of the rows that were answered for `model` with `service` (`name` or
-    /// `name@version`).
+    /// Recomputes a seeded sample of the rows that were answered for `model` with `service` (`name`, in
+    /// every version, or `name@version`).
     pub fn verify(
         &self,
         model: &str,
@@ -383,7 +387,8 @@ impl FeatureStore {
         seed: u64,
     ) -> Result<VerifyReport, VerifyError> {
         let sample = crate::verify::Sample { rows: sample, seed };
-        crate::verify::verify(&self.inner.shared, model, service, sample)
+        let mut watch = |_| std::ops::ControlFlow::Continue(());
+        crate::verify::verify(self, (model, service), sample, &mut watch)
     }
 }
 

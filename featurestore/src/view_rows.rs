@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use crate::definition::View;
+use crate::definition::{View, ViewKey};
 use crate::value::Value;
 use crate::window::{Feature, Reading, Status, ViewState};
 
@@ -26,6 +26,15 @@ impl ViewKeys<'_> {
         }
         let values = self.columns.iter().map(|column| column.get(row));
         self.view.encode_key(values, out)
+    }
+
+    /// A row's key; `None` where a value is null or not there.
+    pub(crate) fn key(&self, row: usize) -> Option<ViewKey> {
+        if self.columns.len() != self.view.keys.len() {
+            return None;
+        }
+        self.view
+            .key_from(self.columns.iter().map(|column| column.get(row)))
     }
 }
 
@@ -90,5 +99,13 @@ impl Readings<'_> {
             Some(reading) => reading.feature(index),
             None => Feature::missing(Status::NotFound, 0),
         })
+    }
+
+    /// One feature of one slot in its own type, as `ViewState::value` gives it.
+    pub fn value(&self, slot: usize, index: usize) -> (Value, Status, i64) {
+        match self.states.get(slot).and_then(Option::as_ref) {
+            Some(reading) => reading.value(index),
+            None => (Value::Null, Status::NotFound, 0),
+        }
     }
 }

@@ -15,5 +15,9 @@ mod history;
 mod labels;
 #[path = "online/predictions.rs"]
 mod predictions;
+#[path = "online/travel.rs"]
+mod travel;
+#[path = "online/verifier.rs"]
+mod verifier;
 #[path = "online/views.rs"]
 mod views;
