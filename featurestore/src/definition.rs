@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 pub use self::view::{
     Aggregate, Filter, Measure, MeasureKind, View, ViewFeature, ViewKey, WINDOW_TILES, WINDOWS_MAX,
-    Window,
+    Window, WindowKind,
 };
 use crate::project_file::{ProjectFileError, ProjectText};
 use crate::service::Service;

@@ -29,7 +29,8 @@ pub mod window;
 pub use backfill::{BackfillRequest, Backfilled, HistoryError, ImportRequest, Imported};
 pub use definition::{
     Aggregate, DefinitionError, Definitions, DurationError, Entity, Filter, Measure, MeasureKind,
-    Source, View, ViewFeature, ViewKey, WINDOW_TILES, WINDOWS_MAX, Window, parse_duration_ms,
+    Source, View, ViewFeature, ViewKey, WINDOW_TILES, WINDOWS_MAX, Window, WindowKind,
+    parse_duration_ms,
 };
 pub use event::{Event, EventError, EventProblem};
 pub use join::PointInTime;

@@ -10,7 +10,7 @@
 
 mod codec;
 
-use crate::definition::{Aggregate, MeasureKind, View, ViewFeature, WINDOW_TILES, WINDOWS_MAX};
+use crate::definition::{Aggregate, MeasureKind, View, ViewFeature, WINDOWS_MAX};
 use crate::event::Event;
 use crate::value::{FieldType, Value};
 
@@ -147,8 +147,9 @@ impl ViewState {
         }
         let mut applied = self.fold_latest(view, event, seq);
         for (index, window) in view.windows.iter().enumerate() {
-            let number = window.tile_of(event.event_ms);
-            if number > window.tile_of(newest_ms) - WINDOW_TILES {
+            let tiling = window.tiling();
+            let number = tiling.tile_of(event.event_ms);
+            if tiling.holds(number, newest_ms) {
                 self.fold_tile(view, event, (index, number));
                 applied = true;
             }
@@ -185,13 +186,14 @@ impl ViewState {
         let mut next = 0;
         for (index, (window, covered)) in view.windows.iter().zip(&mut covered).enumerate() {
             let current = window.tile_of(at_ms);
+            let oldest = current - window.tiles_read() + 1;
             let own = self.tiles[next..]
                 .iter()
                 .take_while(|tile| tile.window == index);
             let (mut before, mut until) = (0, 0);
             let mut count = 0;
             for tile in own {
-                before += usize::from(tile.number <= current - WINDOW_TILES);
+                before += usize::from(tile.number < oldest);
                 until += usize::from(tile.number <= current);
                 count += 1;
             }
@@ -267,11 +269,13 @@ impl ViewState {
         }
     }
 
-    /// Drops the tiles that no window held at `newest_ms` covers.
+    /// Drops the tiles that no window holds when the newest event is of `newest_ms`.
     fn evict(&mut self, view: &View, newest_ms: i64) {
         let width = view.measures.len();
-        let held =
-            |tile: &Tile| tile.number > view.windows[tile.window].tile_of(newest_ms) - WINDOW_TILES;
+        let held = |tile: &Tile| {
+            let tiling = view.windows[tile.window].tiling();
+            tiling.holds(tile.number, newest_ms)
+        };
         if self.tiles.iter().all(held) {
             return;
         }

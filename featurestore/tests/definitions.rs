@@ -270,8 +270,18 @@ fn what_cannot_be_computed_is_refused() {
         ),
         (
             "\"7d\"]",
-            "\"13s\"]",
-            "features.toml:16: key `windows`: `13s` is not 12 s or more",
+            "\"59s\"]",
+            "features.toml:16: key `windows`: `59s` is not from a minute to 90 days",
+        ),
+        (
+            "\"7d\"]",
+            "\"61s\"]",
+            "features.toml:16: key `windows`: `61s` is not twelve tiles of whole milliseconds",
+        ),
+        (
+            "\"7d\"]",
+            "\"91d tumbling\"]",
+            "features.toml:16: key `windows`: `91d` is not from a minute to 90 days",
         ),
         (
             "windows = [\"1h\", \"7d\"]\n",

@@ -65,7 +65,8 @@ pub(super) struct ViewText {
     pub(super) source: Text,
     /// Fields whose values make the key (`bool`, `int` or `string`); `[]` for one global state.
     pub(super) keys: Vec<Text>,
-    /// Lengths of time to aggregate over, such as `["1h", "7d"]`.
+    /// Lengths of time to aggregate over, from a minute to 90 days, such as `["1h", "7d"]`: up to now,
+    /// or with `"1d tumbling"` from the start of the running period (UTC) until now.
     #[serde(default)]
     pub(super) windows: Vec<Text>,
     /// A key whose newest event is older counts as expired, such as `"7d"`; never by default.

@@ -12,7 +12,7 @@
 use thiserror::Error;
 
 use super::{Cell, Latest, SUM_MAX, Tile, ViewState};
-use crate::definition::{View, WINDOW_TILES};
+use crate::definition::View;
 use crate::value::{Field, Value, ValueDecodeError};
 use crate::varint;
 
@@ -149,11 +149,12 @@ fn decode_places(view: &View, latest: Latest, input: &mut &[u8]) -> Result<Vec<T
     for (index, (window, mask)) in view.windows.iter().zip(masks.chunks_exact(2)).enumerate() {
         let mask = u16::from_le_bytes([mask[0], mask[1]]);
         // The newest event lies in the newest tile of every window.
-        if mask & 1 == 0 || mask >> WINDOW_TILES != 0 {
+        let tiling = window.tiling();
+        if mask & 1 == 0 || mask >> tiling.held != 0 {
             return Err(impossible("tile mask"));
         }
-        let newest = window.tile_of(latest.event_ms);
-        for age in (0..WINDOW_TILES).rev().filter(|age| mask >> age & 1 == 1) {
+        let newest = tiling.tile_of(latest.event_ms);
+        for age in (0..tiling.held).rev().filter(|age| mask >> age & 1 == 1) {
             tiles.push(Tile {
                 window: index,
                 number: newest - age,

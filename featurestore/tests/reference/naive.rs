@@ -1,6 +1,6 @@
 //! What windows must give, computed the slow way: over the whole list of events, each time.
 
-use featurestore::{Aggregate, Event, Status, Value, View};
+use featurestore::{Aggregate, Event, Status, Value, View, WindowKind};
 
 /// An event with its sequence number.
 pub(crate) type Numbered = (Event, u64);
@@ -18,13 +18,18 @@ pub(crate) fn features(view: &View, events: &[&Numbered], at_ms: i64) -> Vec<(f3
         return vec![(f32::NAN, Status::OutsideMaxAge); view.features.len()];
     }
     let covered = |window: usize| {
-        let tile_ms = view.windows[window].tile_ms;
-        let tile = move |ms: i64| ms.div_euclid(tile_ms);
-        let (current, held) = (tile(at_ms), tile(newest.0.event_ms));
-        events.iter().filter(move |(event, _)| {
-            let tile = tile(event.event_ms);
-            tile <= current && tile > current - 12 && tile > held - 12
-        })
+        let window = &view.windows[window];
+        let tile = |ms: i64| ms.div_euclid(window.tile_ms);
+        // Tiles read, and tiles held while a newer event is there.
+        let (read, held) = match window.kind {
+            WindowKind::Sliding => (12, 12),
+            WindowKind::Tumbling => (1, 2),
+        };
+        let current = tile(at_ms);
+        let first = (current - read + 1).max(tile(newest.0.event_ms) - held + 1);
+        events
+            .iter()
+            .filter(move |(event, _)| (first..=current).contains(&tile(event.event_ms)))
     };
     let numbers = |window: usize, measure: usize| -> Vec<f64> {
         let field = view.measures[measure].field;

@@ -8,13 +8,13 @@ use toml::Spanned;
 use super::super::written::{AggregateText, FilterText, Text, ViewText};
 use super::super::{
     Aggregate, DefinitionError, Filter, Measure, MeasureKind, Source, View, ViewFeature,
-    WINDOW_TILES, WINDOWS_MAX, Window,
+    WINDOW_TILES, WINDOWS_MAX, Window, WindowKind, parse_duration_ms,
 };
 use super::Resolver;
 use crate::value::{Field, FieldType, Value};
 
-/// Shortest width of a tile.
-const TILE_MS_MIN: i64 = 1_000;
+/// How long windows and half-lives may be: a minute to 90 days.
+const LENGTH_MS: std::ops::RangeInclusive<i64> = 60_000..=90 * 24 * 3_600_000;
 
 impl Resolver<'_> {
     pub(super) fn view(
@@ -66,16 +66,21 @@ impl Resolver<'_> {
     fn windows(&self, written: &[Text]) -> Result<Vec<Window>, DefinitionError> {
         let mut windows: Vec<Window> = Vec::new();
         for text in written {
-            let length_ms = self.duration("windows", text)?;
-            let tile_ms = length_ms / WINDOW_TILES;
-            if tile_ms < TILE_MS_MIN || tile_ms * WINDOW_TILES != length_ms {
-                let problem = format!(
-                    "`{}` is not 12 s or more in twelve tiles of whole milliseconds",
-                    text.get_ref()
-                );
+            let (length, kind) = match text.get_ref().strip_suffix(" tumbling") {
+                Some(length) => (length, WindowKind::Tumbling),
+                None => (text.get_ref().as_str(), WindowKind::Sliding),
+            };
+            let length_ms = self.length("windows", text, length)?;
+            let tile_ms = match kind {
+                WindowKind::Sliding => length_ms / WINDOW_TILES,
+                WindowKind::Tumbling => length_ms,
+            };
+            if length_ms % tile_ms != 0 {
+                let problem = format!("`{length}` is not twelve tiles of whole milliseconds");
                 return Err(self.error("windows", text, problem));
             }
-            if windows.iter().any(|window| window.tile_ms == tile_ms) {
+            let same = |window: &Window| window.kind == kind && window.tile_ms == tile_ms;
+            if windows.iter().any(same) {
                 let problem = format!("`{}` is listed twice", text.get_ref());
                 return Err(self.error("windows", text, problem));
             }
@@ -84,11 +89,23 @@ impl Resolver<'_> {
                 return Err(self.error("windows", text, problem));
             }
             windows.push(Window {
-                name: text.get_ref().as_str().into(),
+                name: text.get_ref().replace(' ', "_").into(),
                 tile_ms,
+                kind,
             });
         }
         Ok(windows)
+    }
+
+    /// A length of time over which something is computed.
+    fn length(&self, key: &str, written: &Text, length: &str) -> Result<i64, DefinitionError> {
+        let length_ms = parse_duration_ms(length)
+            .map_err(|error| self.error(key, written, error.to_string()))?;
+        if LENGTH_MS.contains(&length_ms) {
+            return Ok(length_ms);
+        }
+        let problem = format!("`{length}` is not from a minute to 90 days");
+        Err(self.error(key, written, problem))
     }
 
     fn filter(&self, written: &FilterText, source: &Source) -> Result<Filter, DefinitionError> {
@@ -332,6 +349,10 @@ fn layout_id(view: &View) -> u64 {
         .iter()
         .map(|measure| (field(&measure.field), measure.kind == MeasureKind::Truth))
         .collect();
+    let tiles = |window: &Window| match window.kind {
+        WindowKind::Sliding => serde_json::json!(window.tile_ms),
+        WindowKind::Tumbling => serde_json::json!([window.tile_ms, "tumbling"]),
+    };
     let filter = view.filter.as_ref();
     // 1 kept numbers of the newest event as f32; what reads the same has the same id.
     let layout = if view.keeps_more_than_truths() { 2 } else { 1 };
@@ -340,7 +361,7 @@ fn layout_id(view: &View) -> u64 {
         "view": &*view.name,
         "source": &*view.source.name,
         "keys": view.key_fields.iter().map(field).collect::<Vec<_>>(),
-        "tiles_ms": view.windows.iter().map(|window| window.tile_ms).collect::<Vec<_>>(),
+        "tiles_ms": view.windows.iter().map(tiles).collect::<Vec<_>>(),
         "where": filter.map(|filter| (field(&filter.field), filter.equals.to_json())),
         "measures": measures,
         "last": view.last_fields.iter().map(field).collect::<Vec<_>>(),
