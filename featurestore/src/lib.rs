@@ -9,6 +9,7 @@ pub mod backfill;
 mod commit;
 pub mod definition;
 pub mod event;
+pub mod expression;
 pub mod join;
 pub mod labels;
 mod log;
@@ -43,7 +44,8 @@ pub use online::{
 pub use predictions::{PredictionKey, PredictionKeyError, PredictionRecord, Role, Sealed};
 pub use project_file::{ProjectFileError, ProjectText, nearest, parse_toml, read_toml};
 pub use service::{
-    Dictionary, FeatureOrigin, FeatureRow, InView, RequestError, Service, ServiceFeature,
+    Derived, Dictionary, FeatureOrigin, FeatureRow, InView, Missing, Refused, RequestError,
+    Service, ServiceFeature,
 };
 pub use travel::{Moment, TravelError, Watch};
 pub use value::{

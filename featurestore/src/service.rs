@@ -3,13 +3,17 @@
 //! `assemble` is the only way to a row, online and in training alike. It takes the request's values
 //! and the states of the views that the service needs; it reads no store and no clock.
 
+mod derived;
+
 use std::sync::Arc;
 
 use thiserror::Error;
 
+pub use self::derived::Derived;
+use self::derived::Row;
 use crate::definition::{View, ViewKey};
 use crate::value::{Field, FieldProblem, Value};
-use crate::window::{Feature, Status, ViewState};
+use crate::window::{Feature, Reading, Status, ViewState};
 
 /// One version of a feature service. Immutable: what it means belongs to the version.
 #[derive(Debug)]
@@ -26,6 +30,8 @@ pub struct Service {
     pub(crate) views: Vec<Arc<View>>,
     /// For each of `views` the indices of its key fields in `request`
     pub(crate) view_keys: Vec<Vec<usize>>,
+    /// The columns that a row cannot do without
+    pub(crate) refusing: Vec<usize>,
 }
 
 /// One column of a service's row.
@@ -33,16 +39,27 @@ pub struct Service {
 pub struct ServiceFeature {
     /// `"distance_miles"` of the request, `"origin_departures:count_1h"` of a view
     pub name: Box<str>,
-    /// Stands in for a value that is not `Present`; NaN does where there is none
-    pub default: Option<f32>,
+    /// What stands in for a value that is not `Present`
+    pub missing: Missing,
     /// Smallest and largest value; what lies outside is set to them
     pub clip: Option<(f32, f32)>,
     /// Where the value comes from
     pub origin: FeatureOrigin,
 }
 
+/// What stands where a feature has no value.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Missing {
+    /// NaN
+    Nan,
+    /// A number
+    Default(f32),
+    /// NaN, and no model may answer from the row
+    Refuse,
+}
+
 /// Where a feature's value comes from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum FeatureOrigin {
     /// A number or boolean of the request
     Request {
@@ -58,6 +75,13 @@ pub enum FeatureOrigin {
     },
     /// A feature of a view
     View(InView),
+    /// A string of a view's newest event, as its position in the dictionary
+    KeptCategory {
+        /// Which
+        at: InView,
+        /// Known strings; their order gives the codes 0, 1, …
+        dictionary: Arc<Dictionary>,
+    },
     /// One feature of a view less another; `Present` where both are
     Difference {
         /// From which is taken
@@ -65,6 +89,8 @@ pub enum FeatureOrigin {
         /// What is taken
         subtrahend: InView,
     },
+    /// Computed from features of views and the request
+    Derived(Derived),
 }
 
 /// A feature of a view that a service needs.
@@ -109,10 +135,22 @@ pub struct FeatureRow {
     /// How well each is known
     pub statuses: Vec<Status>,
     /// For a view's feature the time of the newest event of the key (0: none), for one of the
-    /// request the request's time
+    /// request the request's time; for one derived from views the newest of theirs
     pub event_times_ms: Vec<i64>,
     /// Every event up to this sequence number had been folded, and none after
     pub as_of_seq: u64,
+}
+
+/// A feature that is missing in a row, without which no model may answer.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("feature `{feature}` is {}, and `{service}` refuses a row without it", status.as_str())]
+pub struct Refused {
+    /// The service's `name@version`
+    pub service: Box<str>,
+    /// The column
+    pub feature: Box<str>,
+    /// Why it is missing
+    pub status: Status,
 }
 
 /// A request that does not fit its service.
@@ -157,6 +195,22 @@ impl Service {
     /// The index of the request field of that name.
     pub fn request_field(&self, name: &str) -> Option<usize> {
         self.request.iter().position(|field| &*field.name == name)
+    }
+
+    /// Whether a model may answer from `row`; costs nothing where no column refuses.
+    pub fn check_row(&self, row: &FeatureRow) -> Result<(), Refused> {
+        for &column in &self.refusing {
+            let status = row.statuses.get(column).copied();
+            let status = status.unwrap_or(Status::NullValue);
+            if status != Status::Present {
+                return Err(Refused {
+                    service: self.id.clone(),
+                    feature: self.features[column].name.clone(),
+                    status,
+                });
+            }
+        }
+        Ok(())
     }
 
     /// Whether `request` has a fitting value for each request field.
@@ -245,10 +299,18 @@ impl Service {
                     of_category(request.get(*field), dictionary, at_ms)
                 }
                 FeatureOrigin::View(at) => read(*at),
+                FeatureOrigin::KeptCategory { at, dictionary } => {
+                    kept_category(readings[at.view].as_ref(), at.feature, dictionary)
+                }
                 FeatureOrigin::Difference {
                     minuend,
                     subtrahend,
                 } => difference(read(*minuend), read(*subtrahend)),
+                FeatureOrigin::Derived(derived) => derived.feature(&Row {
+                    request,
+                    readings: &readings,
+                    at_ms,
+                }),
             };
             row.values.push(column.finish(feature));
             row.statuses.push(feature.status);
@@ -260,11 +322,18 @@ impl Service {
 
 impl ServiceFeature {
     fn finish(&self, feature: Feature) -> f32 {
-        match (feature.status, self.default, self.clip) {
-            (Status::Present, _, Some((low, high))) => feature.value.clamp(low, high),
-            (Status::Present, _, None) => feature.value,
-            (_, default, _) => default.unwrap_or(f32::NAN),
+        match (feature.status, self.clip, self.missing) {
+            (Status::Present, Some((low, high)), _) => feature.value.clamp(low, high),
+            (Status::Present, None, _) => feature.value,
+            (_, _, Missing::Default(default)) => default,
+            (_, _, Missing::Nan | Missing::Refuse) => f32::NAN,
         }
+    }
+
+    /// The places of those that a row cannot do without.
+    pub(crate) fn refusing(features: &[Self]) -> Vec<usize> {
+        let refuses = |&place: &usize| features[place].missing == Missing::Refuse;
+        (0..features.len()).filter(refuses).collect()
     }
 }
 
@@ -318,8 +387,26 @@ fn of_category(value: Option<&Value>, dictionary: &Dictionary, at_ms: i64) -> Fe
     let Some(Value::String(word)) = value else {
         return Feature::missing(Status::NullValue, at_ms);
     };
-    match dictionary.code(word) {
-        Some(code) => of_request(Some(f64::from(code)), at_ms),
-        None => Feature::missing(Status::UnknownCategory, at_ms),
+    of_category_code(dictionary.code(word), at_ms)
+}
+
+fn kept_category(
+    reading: Option<&Reading<'_>>,
+    feature: usize,
+    dictionary: &Dictionary,
+) -> Feature {
+    let Some(reading) = reading else {
+        return Feature::missing(Status::NotFound, 0);
+    };
+    match reading.kept(feature) {
+        Ok(value) => of_category(value, dictionary, reading.newest_ms().unwrap_or(0)),
+        Err(missing) => missing,
+    }
+}
+
+fn of_category_code(code: Option<u32>, event_ms: i64) -> Feature {
+    match code {
+        Some(code) => of_request(Some(f64::from(code)), event_ms),
+        None => Feature::missing(Status::UnknownCategory, event_ms),
     }
 }

@@ -302,7 +302,21 @@ pub(crate) struct Reading<'a> {
     covered: [(u16, u16); WINDOWS_MAX],
 }
 
-impl Reading<'_> {
+impl<'a> Reading<'a> {
+    /// Time of the newest event folded.
+    pub(crate) fn newest_ms(&self) -> Option<i64> {
+        self.state.newest_ms()
+    }
+
+    /// What the newest event left behind for a `last`, as it is; `None` for a feature that is computed.
+    /// Where the state has no values at all, the status says why.
+    pub(crate) fn kept(&self, index: usize) -> Result<Option<&'a Value>, Feature> {
+        match self.known(index)?.0.aggregate {
+            Aggregate::Last { slot } => Ok(Some(self.state.last.get(slot).unwrap_or(&Value::Null))),
+            _ => Ok(None),
+        }
+    }
+
     /// The feature of that index in the view, as a model takes it; a string has no such value.
     pub(crate) fn feature(&self, index: usize) -> Feature {
         let (feature, event_ms) = match self.known(index) {

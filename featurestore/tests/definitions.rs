@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use featurestore::{
-    Definitions, FeatureOrigin, FieldType, InView, RequestError, Source, Value, decode_values,
-    encode_values,
+    Definitions, FeatureOrigin, FieldType, InView, Missing, RequestError, Source, Value,
+    decode_values, encode_values,
 };
 use proptest::prelude::*;
 use serde_json::json;
@@ -112,7 +112,7 @@ fn definitions_are_resolved_in_the_order_of_the_file() {
     let request: Vec<_> = service.request.iter().map(|field| &*field.name).collect();
     assert_eq!(request, ["tailnum", "carrier", "miles"]);
     assert_eq!(service.features[3].clip, Some((0.0, 60.0)));
-    assert_eq!(service.features[1].default, Some(-1.0));
+    assert_eq!(service.features[1].missing, Missing::Default(-1.0));
     assert_eq!(
         service.features[3].origin,
         FeatureOrigin::View(InView {
@@ -356,7 +356,7 @@ fn what_cannot_be_computed_is_refused() {
         (
             "{ last = \"minutes\" }",
             "{ last = \"carrier\", name = \"last_minutes\" }",
-            "features.toml:28: key `view`: `aircraft:last_minutes` is a string, not a number",
+            "features.toml:28: key `view`: `aircraft:last_minutes` is a string and needs a `dictionary`",
         ),
         (
             "{ last = \"minutes\" }",

@@ -1,5 +1,7 @@
 //! From the file as written to definitions in which every name is found.
 
+mod column;
+mod derived;
 mod service;
 mod view;
 
@@ -8,12 +10,13 @@ use std::sync::Arc;
 
 use toml::Spanned;
 
+use self::derived::Shared;
 use super::written::{EntityText, FieldsText, FileText, SourceText, Text};
-use super::{DefinitionError, Definitions, Entity, Source, parse_duration_ms};
+use super::{DefinitionError, Definitions, Entity, Source, View, parse_duration_ms};
 use crate::project_file::ProjectText;
 use crate::value::{Field, FieldType};
 
-/// Resolves a whole file, in the order source, entity, view, service.
+/// Resolves a whole file, in the order source, entity, view, derived, service.
 pub(super) fn resolve(text: &ProjectText, file: &FileText) -> Result<Definitions, DefinitionError> {
     let resolver = Resolver { text };
     let mut names = Names::default();
@@ -39,14 +42,24 @@ pub(super) fn resolve(text: &ProjectText, file: &FileText) -> Result<Definitions
         let view = resolver.view(written, &definitions.sources)?;
         definitions.views.push(Arc::new(view));
     }
+    let mut derived = Vec::new();
+    for written in &file.derived {
+        names.claim(text, "derived", &written.name)?;
+        derived.push(resolver.derived(written)?);
+    }
     for written in &file.service {
-        let service = resolver.service(written, &definitions.views)?;
+        let known = Known {
+            views: &definitions.views,
+            derived: &derived,
+        };
+        let service = resolver.service(written, known)?;
         if definitions.service(service.id()).is_some() {
             let problem = format!("`{}` is defined twice", service.id());
             return Err(text.error(written.version.span(), "version", problem));
         }
         definitions.services.push(Arc::new(service));
     }
+    resolver.all_used(&derived)?;
     Ok(definitions)
 }
 
@@ -55,6 +68,13 @@ const FUTURE_MAX_MS: i64 = 5 * 60_000;
 
 struct Resolver<'a> {
     text: &'a ProjectText,
+}
+
+/// What a service may name.
+#[derive(Clone, Copy)]
+struct Known<'a> {
+    views: &'a [Arc<View>],
+    derived: &'a [Shared<'a>],
 }
 
 impl Resolver<'_> {

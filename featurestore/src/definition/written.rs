@@ -23,6 +23,8 @@ pub(super) struct FileText {
     #[serde(default)]
     pub(super) view: Vec<ViewText>,
     #[serde(default)]
+    pub(super) derived: Vec<DerivedText>,
+    #[serde(default)]
     pub(super) service: Vec<ServiceText>,
 }
 
@@ -110,6 +112,16 @@ pub(super) struct AggregateText {
     pub(super) name: Option<Text>,
 }
 
+/// `[[derived]]`: an expression that services use by its name.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DerivedText {
+    /// Unique.
+    pub(super) name: Text,
+    /// Over features of views and request fields of the services that use it.
+    pub(super) expression: Text,
+}
+
 /// `[[service]]`: the features of a model.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -125,7 +137,7 @@ pub(super) struct ServiceText {
     pub(super) features: Spanned<Vec<Spanned<ColumnText>>>,
 }
 
-/// One or several of a service's columns: `request`, `view` or `difference`.
+/// One or several of a service's columns: `request`, `view`, `difference`, `expression` or `derived`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ColumnText {
@@ -139,10 +151,26 @@ pub(super) struct ColumnText {
     pub(super) features: Option<Spanned<Vec<Text>>>,
     /// Two features of views, `["a:x", "b:y"]`: one column with the first less the second.
     pub(super) difference: Option<Spanned<[Text; 2]>>,
-    /// The name of a `difference`'s column.
+    /// An expression over features and request fields: docs/features.md.
+    pub(super) expression: Option<Text>,
+    /// A `[[derived]]`'s name.
+    pub(super) derived: Option<Text>,
+    /// The name of the entry's one column; needed by `difference` and `expression`.
     pub(super) name: Option<Text>,
-    /// Value where there is none; NaN by default.
+    /// Value where there is none.
     pub(super) default: Option<Spanned<f64>>,
+    /// What stands where there is no value: `"nan"` (the default without `default`), `"default"`
+    /// (with it), or `"refuse"`: the row cannot be used.
+    pub(super) missing: Option<Spanned<MissingText>>,
     /// Smallest and largest value.
     pub(super) clip: Option<Spanned<[f64; 2]>>,
+}
+
+/// `missing = …`
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum MissingText {
+    Nan,
+    Default,
+    Refuse,
 }

@@ -6,16 +6,33 @@ use std::sync::Arc;
 use toml::Spanned;
 
 use super::super::written::{ColumnText, ServiceText, Text};
-use super::super::{DefinitionError, View};
-use super::Resolver;
-use crate::service::{Dictionary, FeatureOrigin, InView, Service, ServiceFeature};
-use crate::value::{Field, FieldType};
+use super::super::{DefinitionError, View, ViewFeature};
+use super::{Known, Resolver};
+use crate::expression::{Expression, Program, Type};
+use crate::service::{Derived, Dictionary, FeatureOrigin, InView, Service, ServiceFeature};
+use crate::value::Field;
+
+/// A service while its columns are read.
+pub(super) struct Draft<'k> {
+    pub(super) service: Service,
+    pub(super) known: Known<'k>,
+}
+
+/// What an entry takes its columns from.
+#[derive(Clone, Copy)]
+enum Origin<'t> {
+    Request(&'t Text),
+    View(&'t Text),
+    Difference(&'t Spanned<[Text; 2]>),
+    Expression(&'t Text),
+    Derived(&'t Text),
+}
 
 impl Resolver<'_> {
     pub(super) fn service(
         &self,
         written: &ServiceText,
-        views: &[Arc<View>],
+        known: Known<'_>,
     ) -> Result<Service, DefinitionError> {
         let name = self.name("name", &written.name)?;
         let version = *written.version.get_ref();
@@ -26,7 +43,7 @@ impl Resolver<'_> {
                 "`0` is not a version, they start at 1",
             ));
         }
-        let mut service = Service {
+        let service = Service {
             id: format!("{name}@{version}").into(),
             name,
             version,
@@ -34,13 +51,17 @@ impl Resolver<'_> {
             features: Vec::new(),
             views: Vec::new(),
             view_keys: Vec::new(),
+            refusing: Vec::new(),
         };
+        let mut draft = Draft { service, known };
         for column in written.features.get_ref() {
-            self.column(column, views, &mut service)?;
+            self.column(column, &mut draft)?;
         }
+        let mut service = draft.service;
         if service.features.is_empty() {
             return Err(self.error("features", &written.features, "a service needs a feature"));
         }
+        service.refusing = ServiceFeature::refusing(&service.features);
         Ok(service)
     }
 
@@ -48,70 +69,81 @@ impl Resolver<'_> {
     fn column(
         &self,
         written: &Spanned<ColumnText>,
-        views: &[Arc<View>],
-        service: &mut Service,
+        draft: &mut Draft<'_>,
     ) -> Result<(), DefinitionError> {
         let entry = written.get_ref();
-        let before = service.features.len();
-        match (&entry.request, &entry.view, &entry.difference) {
-            (Some(request), None, None) => self.request_column(request, entry, service)?,
-            (None, Some(view), None) => self.view_columns(view, entry, views, service)?,
-            (None, None, Some(difference)) => {
-                self.difference_column(difference, entry, views, service)?;
+        let Some(from) = entry.origin() else {
+            let problem = "an entry has exactly one of `request`, `view`, `difference`, \
+                           `expression` and `derived`";
+            return Err(self.error("features", written, problem));
+        };
+        self.only_where_it_belongs(entry, from)?;
+        let before = draft.service.features.len();
+        match from {
+            Origin::Request(request) => self.request_column(request, entry, draft)?,
+            Origin::View(view) => self.view_columns(view, entry, draft)?,
+            Origin::Difference(difference) => self.difference_column(difference, entry, draft)?,
+            Origin::Expression(text) => {
+                let expression = self.parsed(text)?;
+                self.derived_column(&expression, ("expression", text), entry, draft)?;
             }
-            _ => {
-                let problem = "an entry has exactly one of `request`, `view` and `difference`";
-                return Err(self.error("features", written, problem));
+            Origin::Derived(name) => {
+                let shared = self.shared(name, draft.known)?;
+                self.derived_column(&shared.expression, ("derived", name), entry, draft)?;
             }
         }
-        if let (Some(name), None) = (&entry.name, &entry.difference) {
-            return Err(self.error("name", name, "belongs to `difference`"));
-        }
-        let mut names: BTreeSet<&str> = service.features[..before]
-            .iter()
-            .map(|feature| &*feature.name)
-            .collect();
-        for feature in &service.features[before..] {
+        let (old, new) = draft.service.features.split_at(before);
+        let mut names: BTreeSet<&str> = old.iter().map(|feature| &*feature.name).collect();
+        for feature in new {
             if !names.insert(&feature.name) {
-                let problem = format!("feature `{}` is listed twice", feature.name);
+                let problem = match (&entry.name, new.len()) {
+                    (Some(_), 2..) => "names one column, but the entry has more".to_owned(),
+                    _ => format!("feature `{}` is listed twice", feature.name),
+                };
                 return Err(self.error("features", written, problem));
             }
         }
         Ok(())
     }
 
+    /// Refuses keys that mean nothing beside the entry's origin.
+    fn only_where_it_belongs(
+        &self,
+        entry: &ColumnText,
+        from: Origin<'_>,
+    ) -> Result<(), DefinitionError> {
+        if let (Some(features), false) = (&entry.features, matches!(from, Origin::View(_))) {
+            return Err(self.error("features", features, "belongs to `view`"));
+        }
+        match (from, &entry.dictionary, &entry.name) {
+            (Origin::Difference(_), Some(words), _) => {
+                Err(self.error("dictionary", words, "does not go with `difference`"))
+            }
+            (Origin::Difference(written), _, None) => {
+                Err(self.error("difference", written, "needs a `name` for its column"))
+            }
+            (Origin::Expression(written), _, None) => {
+                Err(self.error("expression", written, "needs a `name` for its column"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn request_column(
         &self,
         request: &Text,
         entry: &ColumnText,
-        service: &mut Service,
+        draft: &mut Draft<'_>,
     ) -> Result<(), DefinitionError> {
-        if let Some(features) = &entry.features {
-            return Err(self.error("features", features, "belongs to `view`, not to `request`"));
-        }
-        let field = self.field("request", request, &service.request)?;
-        let Field { name, ty, .. } = &service.request[field];
-        let origin = match (ty, &entry.dictionary) {
-            (FieldType::String, Some(words)) => FeatureOrigin::Category {
-                field,
-                dictionary: Arc::new(self.dictionary(words)?),
-            },
-            (FieldType::String, None) => {
-                let problem = format!("`{name}` is a string and needs a `dictionary`");
-                return Err(self.error("request", request, problem));
-            }
-            (FieldType::Time, _) => {
-                let problem = format!("`{name}` is a time, which is no feature");
-                return Err(self.error("request", request, problem));
-            }
-            (ty, Some(words)) => {
-                let problem = format!("`{name}` is of type {ty}, only strings have one");
-                return Err(self.error("dictionary", words, problem));
-            }
-            (_, None) => FeatureOrigin::Request { field },
+        let field = self.field("request", request, &draft.service.request)?;
+        let Field { name, ty, .. } = &draft.service.request[field];
+        let of_type = (&**name, Type::of_field(*ty));
+        let origin = match self.codes(("request", request), of_type, entry)? {
+            Some(dictionary) => FeatureOrigin::Category { field, dictionary },
+            None => FeatureOrigin::Request { field },
         };
         let column = self.finished(name.clone(), origin, entry)?;
-        service.features.push(column);
+        draft.service.features.push(column);
         Ok(())
     }
 
@@ -119,27 +151,30 @@ impl Resolver<'_> {
         &self,
         name: &Text,
         entry: &ColumnText,
-        views: &[Arc<View>],
-        service: &mut Service,
+        draft: &mut Draft<'_>,
     ) -> Result<(), DefinitionError> {
-        if let Some(words) = &entry.dictionary {
-            return Err(self.error("dictionary", words, "belongs to `request`, not to `view`"));
-        }
-        let view = self.known_view("view", name, name.get_ref(), views)?;
-        let index = self.needed_view(name, view, service)?;
+        let view = self.known_view("view", name, name.get_ref(), draft.known)?;
+        let index = self.needed_view("view", name, view, draft)?;
         let features = match &entry.features {
             None => (0..view.features.len()).collect(),
             Some(features) => self.chosen(features, view)?,
         };
         for feature in features {
-            self.number("view", name, (view, feature))?;
-            let name = format!("{}:{}", view.name, view.features[feature].name).into();
-            let origin = FeatureOrigin::View(InView {
+            let ViewFeature {
+                name: of_view, ty, ..
+            } = &view.features[feature];
+            let column = format!("{}:{of_view}", view.name);
+            let of_type = (&*column, Type::of_field(*ty));
+            let at = InView {
                 view: index,
                 feature,
-            });
-            let column = self.finished(name, origin, entry)?;
-            service.features.push(column);
+            };
+            let origin = match self.codes(("view", name), of_type, entry)? {
+                Some(dictionary) => FeatureOrigin::KeptCategory { at, dictionary },
+                None => FeatureOrigin::View(at),
+            };
+            let column = self.finished(column.into(), origin, entry)?;
+            draft.service.features.push(column);
         }
         Ok(())
     }
@@ -148,119 +183,113 @@ impl Resolver<'_> {
         &self,
         difference: &Spanned<[Text; 2]>,
         entry: &ColumnText,
-        views: &[Arc<View>],
-        service: &mut Service,
+        draft: &mut Draft<'_>,
     ) -> Result<(), DefinitionError> {
-        if entry.features.is_some() || entry.dictionary.is_some() {
-            let problem = "goes with neither `features` nor `dictionary`";
-            return Err(self.error("difference", difference, problem));
-        }
-        let Some(name) = &entry.name else {
-            return Err(self.error("difference", difference, "needs a `name` for its column"));
-        };
         let [minuend, subtrahend] = difference.get_ref();
         let origin = FeatureOrigin::Difference {
-            minuend: self.view_feature(minuend, views, service)?,
-            subtrahend: self.view_feature(subtrahend, views, service)?,
+            minuend: self.view_feature(minuend, draft)?,
+            subtrahend: self.view_feature(subtrahend, draft)?,
         };
-        let column = self.finished(self.name("name", name)?, origin, entry)?;
-        service.features.push(column);
+        let column = self.finished(Box::default(), origin, entry)?;
+        draft.service.features.push(column);
         Ok(())
+    }
+
+    /// A column that an expression gives: a number, a bool, or a string with a dictionary.
+    fn derived_column(
+        &self,
+        expression: &Expression,
+        (key, written): (&str, &Text),
+        entry: &ColumnText,
+        draft: &mut Draft<'_>,
+    ) -> Result<(), DefinitionError> {
+        let program: Program = self.program(expression, (key, written), draft)?;
+        let of_type = (written.get_ref().as_str(), program.ty());
+        let dictionary = self.codes((key, written), of_type, entry)?;
+        let origin = FeatureOrigin::Derived(Derived::new(expression, program, dictionary));
+        let column = self.finished(written.get_ref().as_str().into(), origin, entry)?;
+        draft.service.features.push(column);
+        Ok(())
+    }
+
+    /// The dictionary of an entry whose value, called `name`, is a string. A model takes numbers.
+    fn codes(
+        &self,
+        (key, written): (&str, &Text),
+        (name, ty): (&str, Type),
+        entry: &ColumnText,
+    ) -> Result<Option<Arc<Dictionary>>, DefinitionError> {
+        match (ty, &entry.dictionary) {
+            (Type::Text, Some(words)) => Ok(Some(self.dictionary(words)?)),
+            (Type::Number | Type::Bool, None) => Ok(None),
+            (Type::Text, None) => {
+                let problem = format!("`{name}` is a string and needs a `dictionary`");
+                Err(self.error(key, written, problem))
+            }
+            (Type::Time, _) => {
+                let problem = format!(
+                    "`{name}` is a time, which is no feature: take its `hour`, or the \
+                     `hours_between` it and another, in an `expression`"
+                );
+                Err(self.error(key, written, problem))
+            }
+            (ty, Some(words)) => {
+                let problem = format!("`{name}` is {}, only strings have one", ty.as_str());
+                Err(self.error("dictionary", words, problem))
+            }
+        }
     }
 
     /// The feature that is written as `view:feature`.
     fn view_feature(
         &self,
         written: &Text,
-        views: &[Arc<View>],
-        service: &mut Service,
+        draft: &mut Draft<'_>,
     ) -> Result<InView, DefinitionError> {
         let Some((view, feature)) = written.get_ref().split_once(':') else {
             let problem = format!("`{}` is not written as `view:feature`", written.get_ref());
             return Err(self.error("difference", written, problem));
         };
-        let view = self.known_view("difference", written, view, views)?;
+        let view = self.known_view("difference", written, view, draft.known)?;
         let feature = view.feature(feature).ok_or_else(|| {
             let known = view.features.iter().map(|feature| &*feature.name);
             self.unknown("difference", written, known)
         })?;
-        self.number("difference", written, (view, feature))?;
+        let ty = Type::of_field(view.features[feature].ty);
+        if !matches!(ty, Type::Number | Type::Bool) {
+            let problem = format!("`{}` is {}", written.get_ref(), ty.as_str());
+            return Err(self.error("difference", written, problem));
+        }
         Ok(InView {
-            view: self.needed_view(written, view, service)?,
+            view: self.needed_view("difference", written, view, draft)?,
             feature,
         })
     }
 
-    /// Refuses a feature of a view that a model cannot take.
-    fn number(
-        &self,
-        key: &str,
-        written: &Text,
-        (view, feature): (&View, usize),
-    ) -> Result<(), DefinitionError> {
-        let feature = &view.features[feature];
-        match feature.ty {
-            FieldType::Bool | FieldType::Int | FieldType::Float => Ok(()),
-            ty @ (FieldType::String | FieldType::Time) => {
-                let problem = format!("`{}:{}` is a {ty}, not a number", view.name, feature.name);
-                Err(self.error(key, written, problem))
-            }
-        }
-    }
-
-    fn known_view<'v>(
+    fn known_view<'k>(
         &self,
         key: &str,
         written: &Text,
         name: &str,
-        views: &'v [Arc<View>],
-    ) -> Result<&'v Arc<View>, DefinitionError> {
+        known: Known<'k>,
+    ) -> Result<&'k Arc<View>, DefinitionError> {
+        let views = known.views;
         views
             .iter()
             .find(|view| *view.name == *name)
             .ok_or_else(|| self.unknown(key, written, views.iter().map(|view| &*view.name)))
     }
 
-    /// The index of the view among those that the service needs; its keys come from the request.
     fn needed_view(
         &self,
-        name: &Text,
+        key: &str,
+        written: &Text,
         view: &Arc<View>,
-        service: &mut Service,
+        draft: &mut Draft<'_>,
     ) -> Result<usize, DefinitionError> {
-        if let Some(index) = service
-            .views
-            .iter()
-            .position(|known| known.name == view.name)
-        {
-            return Ok(index);
-        }
-        let mut keys = Vec::new();
-        for key in &view.keys {
-            let field = service
-                .request
-                .iter()
-                .position(|field| field.name == key.name);
-            let Some(field) = field else {
-                let problem = format!(
-                    "`{}` has the key `{}`, which the request does not bring",
-                    view.name, key.name
-                );
-                return Err(self.error("view", name, problem));
-            };
-            let found = service.request[field].ty;
-            if found != key.ty {
-                let problem = format!(
-                    "`{}` has the key `{}` of type {}, the request's is of type {found}",
-                    view.name, key.name, key.ty
-                );
-                return Err(self.error("view", name, problem));
-            }
-            keys.push(field);
-        }
-        service.views.push(Arc::clone(view));
-        service.view_keys.push(keys);
-        Ok(service.views.len() - 1)
+        draft
+            .needed_view(view)
+            .map_err(|problem| self.error(key, written, problem))
     }
 
     fn chosen(
@@ -282,66 +311,54 @@ impl Resolver<'_> {
             })
             .collect()
     }
+}
 
-    fn dictionary(&self, words: &Spanned<Vec<Text>>) -> Result<Dictionary, DefinitionError> {
-        let mut known = BTreeSet::new();
-        for word in words.get_ref() {
-            if !known.insert(word.get_ref()) {
-                let problem = format!("`{}` is listed twice", word.get_ref());
-                return Err(self.error("dictionary", word, problem));
-            }
-        }
-        if known.is_empty() {
-            return Err(self.error("dictionary", words, "is empty"));
-        }
-        let words = words
-            .get_ref()
+impl ColumnText {
+    /// The one origin that is given.
+    fn origin(&self) -> Option<Origin<'_>> {
+        let given = [
+            self.request.as_ref().map(Origin::Request),
+            self.view.as_ref().map(Origin::View),
+            self.difference.as_ref().map(Origin::Difference),
+            self.expression.as_ref().map(Origin::Expression),
+            self.derived.as_ref().map(Origin::Derived),
+        ];
+        let mut given = given.into_iter().flatten();
+        let first = given.next()?;
+        given.next().is_none().then_some(first)
+    }
+}
+
+impl Draft<'_> {
+    /// The index of the view among those that the service needs; its keys come from the request.
+    pub(super) fn needed_view(&mut self, view: &Arc<View>) -> Result<usize, String> {
+        let service = &mut self.service;
+        let found = service
+            .views
             .iter()
-            .map(|word| word.get_ref().as_str().into());
-        Ok(Dictionary::new(words.collect()))
-    }
-
-    fn finished(
-        &self,
-        name: Box<str>,
-        origin: FeatureOrigin,
-        entry: &ColumnText,
-    ) -> Result<ServiceFeature, DefinitionError> {
-        let default = match &entry.default {
-            Some(written) => Some(self.finite("default", written, *written.get_ref())?),
-            None => None,
-        };
-        let clip = match &entry.clip {
-            Some(written) => {
-                let [low, high] = *written.get_ref();
-                let low = self.finite("clip", written, low)?;
-                let high = self.finite("clip", written, high)?;
-                if low > high {
-                    let problem = format!("`{low}` is above `{high}`");
-                    return Err(self.error("clip", written, problem));
-                }
-                Some((low, high))
-            }
-            None => None,
-        };
-        Ok(ServiceFeature {
-            name,
-            default,
-            clip,
-            origin,
-        })
-    }
-
-    /// A number as the models compute with it.
-    fn finite<T>(&self, key: &str, at: &Spanned<T>, number: f64) -> Result<f32, DefinitionError> {
-        let single = number as f32;
-        if single.is_finite() {
-            return Ok(single);
+            .position(|known| Arc::ptr_eq(known, view));
+        if let Some(index) = found {
+            return Ok(index);
         }
-        Err(self.error(
-            key,
-            at,
-            format!("`{number}` is not finite as a 32-bit float"),
-        ))
+        let mut keys = Vec::new();
+        for key in &view.keys {
+            let Some(field) = service.request_field(&key.name) else {
+                return Err(format!(
+                    "`{}` has the key `{}`, which the request does not bring",
+                    view.name, key.name
+                ));
+            };
+            let found = service.request[field].ty;
+            if found != key.ty {
+                return Err(format!(
+                    "`{}` has the key `{}` of type {}, the request's is of type {found}",
+                    view.name, key.name, key.ty
+                ));
+            }
+            keys.push(field);
+        }
+        service.views.push(Arc::clone(view));
+        service.view_keys.push(keys);
+        Ok(service.views.len() - 1)
     }
 }
