@@ -25,6 +25,7 @@ bench: build
 # Installs what is compared (about 3 GiB of Python) and measures it: about seven minutes after that.
 bench-peers: build
 	$(BIN)/loopgate-bench peers $(BENCH_OPTIONS) --cache $(HOME)/.cache/loopgate/peers
+	$(BIN)/loopgate-bench features $(BENCH_OPTIONS) --cache $(HOME)/.cache/loopgate/peers
 
 test: setup
 	. deploy/setup/env.sh && $(CARGO) test --release --workspace --locked

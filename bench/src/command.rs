@@ -15,8 +15,8 @@ use crate::load::{Arrivals, Call, Load, Transport};
 use crate::machine::{Cores, pin_self};
 use crate::scenario::peers::Peers;
 use crate::scenario::{
-    Bench, drain, engines, ingest, keys, memory, overload, peers, restart, skew, steady, surge,
-    swap,
+    Bench, drain, engines, features, ingest, keys, memory, overload, peers, restart, skew, steady,
+    surge, swap,
 };
 
 const SWAP_PHASE_S: u64 = 20;
@@ -56,6 +56,8 @@ enum Scenario {
     Engines(BenchArguments),
     /// Acknowledged events, and predictions beside a stream of them.
     Ingest(BenchArguments),
+    /// Rows of features by themselves, beside Feast's server.
+    Features(PeersArguments),
     /// The servers that people use today, on the same file.
     Peers(PeersArguments),
     /// The short form of every scenario but the peers.
@@ -214,7 +216,14 @@ impl Command {
             Scenario::Skew(arguments) => Part::Skew.keep(&arguments.bench()?).await,
             Scenario::Engines(arguments) => Part::Engines.keep(&arguments.bench()?).await,
             Scenario::Ingest(arguments) => Part::Ingest.keep(&arguments.bench()?).await,
-            Scenario::Peers(arguments) => arguments.run().await,
+            Scenario::Features(arguments) => {
+                let (bench, peers) = arguments.parts()?;
+                bench.keep(&features::run(&bench, &peers).await?)
+            }
+            Scenario::Peers(arguments) => {
+                let (bench, peers) = arguments.parts()?;
+                bench.keep(&peers::run(&bench, &peers).await?)
+            }
             Scenario::All(arguments) => all(&arguments.bench()?).await,
             Scenario::Bare(arguments) => arguments.run().await,
             Scenario::Load(arguments) => arguments.run().await,
@@ -268,7 +277,7 @@ impl BenchArguments {
 }
 
 impl PeersArguments {
-    async fn run(self) -> Result<()> {
+    fn parts(self) -> Result<(Bench, Peers)> {
         std::fs::create_dir_all(&self.cache)?;
         let peers = Peers {
             files: absolute(&self.files)?,
@@ -276,8 +285,7 @@ impl PeersArguments {
             python: self.python,
             only: self.only,
         };
-        let bench = self.bench.bench()?;
-        bench.keep(&peers::run(&bench, &peers).await?)
+        Ok((self.bench.bench()?, peers))
     }
 }
 

@@ -24,6 +24,7 @@ mod scenario;
 mod score;
 mod served;
 mod server;
+mod shop;
 mod timeline;
 
 use clap::Parser;

@@ -174,7 +174,7 @@ pub(crate) async fn run(bench: &Bench, peers: &Peers) -> Result<Finding> {
     let mut own = [Line::new("bare hyper"), Line::new("Loopgate")];
     let mut others: Vec<Line> = chosen.iter().map(|peer| Line::new(peer.title)).collect();
     for (peer, line) in chosen.iter().zip(&mut others) {
-        if let Err(error) = peers.install(peer, &folder) {
+        if let Err(error) = peers.install(peer.name, &folder) {
             line.missing = Some(format!("not installed: {error:#}"));
         }
     }
@@ -223,18 +223,18 @@ struct Asked<'a> {
 }
 
 impl Peers {
-    /// Makes the peer's virtual environment unless it holds these very requirements.
-    fn install(&self, peer: &Peer, folder: &Path) -> Result<()> {
-        let home = self.cache.join(peer.name);
-        let wanted_file = self.files.join(peer.name).join("requirements.txt");
+    /// Makes a peer's virtual environment unless it holds these very requirements; the log goes to `folder`.
+    pub(super) fn install(&self, peer: &str, folder: &Path) -> Result<()> {
+        let home = self.cache.join(peer);
+        let wanted_file = self.files.join(peer).join("requirements.txt");
         let wanted = fs::read_to_string(&wanted_file)
             .with_context(|| format!("no {}", wanted_file.display()))?;
         let mark = home.join("installed.txt");
         if fs::read_to_string(&mark).is_ok_and(|installed| installed == wanted) {
             return Ok(());
         }
-        eprintln!("peers: installing {} into {}", peer.title, home.display());
-        let log = folder.join(format!("{}-install.log", peer.name));
+        eprintln!("installing {peer} into {}", home.display());
+        let log = folder.join(format!("{peer}-install.log"));
         let output = fs::File::create(&log)?;
         let mut make = Command::new(&self.python);
         make.args(["-m", "venv"]).arg(&home);
