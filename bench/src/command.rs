@@ -15,12 +15,13 @@ use crate::load::{Arrivals, Call, Load, Transport};
 use crate::machine::{Cores, pin_self};
 use crate::scenario::peers::Peers;
 use crate::scenario::{
-    Bench, drain, engines, features, ingest, keys, memory, overload, peers, restart, skew, steady,
-    surge, swap,
+    Bench, drain, engines, entities, features, ingest, keys, memory, overload, peers, restart,
+    skew, steady, surge, swap,
 };
 
 const SWAP_PHASE_S: u64 = 20;
 const MEMORY_SWAPS: usize = 1000;
+const ENTITIES: usize = 1_000_000;
 
 /// Load, scenarios and the demo's replay, over HTTP only.
 #[derive(Debug, Parser)]
@@ -54,6 +55,8 @@ enum Scenario {
     Skew(BenchArguments),
     /// The same file in each engine, at batch 1, 8 and 64.
     Engines(BenchArguments),
+    /// Many entities: import, size on disk, cold reads.
+    Entities(EntitiesArguments),
     /// Acknowledged events, and predictions beside a stream of them.
     Ingest(BenchArguments),
     /// Rows of features by themselves, beside Feast's server.
@@ -129,6 +132,14 @@ struct MemoryArguments {
     bench: BenchArguments,
     #[arg(long, default_value_t = MEMORY_SWAPS)]
     swaps: usize,
+}
+
+#[derive(Debug, Args)]
+struct EntitiesArguments {
+    #[command(flatten)]
+    bench: BenchArguments,
+    #[arg(long, default_value_t = ENTITIES)]
+    entities: usize,
 }
 
 #[derive(Debug, Args)]
@@ -215,6 +226,10 @@ impl Command {
             Scenario::Restart(arguments) => Part::Restart.keep(&arguments.bench()?).await,
             Scenario::Skew(arguments) => Part::Skew.keep(&arguments.bench()?).await,
             Scenario::Engines(arguments) => Part::Engines.keep(&arguments.bench()?).await,
+            Scenario::Entities(arguments) => {
+                let part = Part::Entities(arguments.entities.max(1));
+                part.keep(&arguments.bench.bench()?).await
+            }
             Scenario::Ingest(arguments) => Part::Ingest.keep(&arguments.bench()?).await,
             Scenario::Features(arguments) => {
                 let (bench, peers) = arguments.parts()?;
@@ -348,6 +363,7 @@ enum Part {
     Skew,
     Engines,
     Ingest,
+    Entities(usize),
 }
 
 impl Part {
@@ -364,6 +380,7 @@ impl Part {
             Self::Skew => skew::run(bench).await,
             Self::Engines => engines::run(bench).await,
             Self::Ingest => ingest::run(bench).await,
+            Self::Entities(entities) => entities::run(bench, entities).await,
         };
         bench.keep(&finding?)
     }
@@ -383,6 +400,7 @@ async fn all(bench: &Bench) -> Result<()> {
         Part::Skew,
         Part::Engines,
         Part::Ingest,
+        Part::Entities(ENTITIES),
     ];
     let mut failed = Vec::new();
     for part in parts {

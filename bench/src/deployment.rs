@@ -100,6 +100,11 @@ impl<'a> Deployment<'a> {
                 self.register(model.name, version)?;
             }
         }
+        self.restart().await
+    }
+
+    /// Starts a gateway on the project as it is.
+    pub(crate) async fn restart(&self) -> Result<Gateway> {
         Gateway::start(&Start {
             loopgate: self.loopgate,
             project: &self.folder,

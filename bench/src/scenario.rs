@@ -3,6 +3,7 @@
 mod champion;
 pub(crate) mod drain;
 pub(crate) mod engines;
+pub(crate) mod entities;
 pub(crate) mod features;
 pub(crate) mod ingest;
 pub(crate) mod keys;
