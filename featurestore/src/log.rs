@@ -4,6 +4,8 @@
 //! fields are matched by name and type; a field that is new reads as null, a source that is gone is
 //! skipped.
 
+mod arrival;
+
 use std::sync::Arc;
 
 use rocksdb::{DBIterator, WriteBatch};
@@ -16,6 +18,8 @@ use crate::online::keys::{Column, Key};
 use crate::online::tables::Tables;
 use crate::value::{FieldType, Value, decode_values, encode_values};
 use crate::varint;
+
+pub(crate) use self::arrival::{ByArrival, by_arrival};
 
 /// One event of the log.
 #[derive(Debug, Clone)]
@@ -226,35 +230,4 @@ impl Iterator for Scan<'_> {
             }
         }
     }
-}
-
-/// The log in order of (arrival, sequence number), which is what was known when. Costs one pass more
-/// where events did not arrive in the order of their numbers (imports, source by source), and then
-/// 16 bytes of memory an event.
-pub(crate) fn by_arrival<'a>(
-    tables: &'a Tables,
-    schemas: &'a Schemas,
-) -> Result<Box<dyn Iterator<Item = Result<Logged, ReadError>> + 'a>, ReadError> {
-    let mut order = Vec::new();
-    for pair in tables.scan(Column::Events, &[]) {
-        let (key, value) = pair.map_err(ReadError::database)?;
-        let seq = Key::number(&key).unwrap_or_default();
-        let (_, _, arrived_ms) = schemas
-            .header(&mut &*value)
-            .ok_or_else(|| ReadError::Damaged(format!("event {seq}: header does not decode")))?;
-        order.push((arrived_ms, seq));
-    }
-    if order.is_sorted() {
-        return Ok(Box::new(Scan::from(tables, schemas, 0)));
-    }
-    order.sort_unstable();
-    Ok(Box::new(order.into_iter().filter_map(move |(_, seq)| {
-        let read = || {
-            let value = tables.get(Key::Event(seq)).map_err(ReadError::database)?;
-            let value =
-                value.ok_or_else(|| ReadError::Damaged(format!("event {seq} is missing")))?;
-            schemas.decode(seq, &value)
-        };
-        read().transpose()
-    })))
 }

@@ -221,6 +221,17 @@ impl ViewState {
             + size_of::<Cell>() * self.cells.capacity()
     }
 
+    /// Lets go of the tiles that no read at `at_ms` or later covers. What is folded and read from then on
+    /// is as if they were still there.
+    pub(crate) fn release(&mut self, view: &View, at_ms: i64) {
+        let held = self.tiles.len();
+        self.evict(view, at_ms);
+        if self.tiles.len() < held {
+            self.tiles.shrink_to_fit();
+            self.cells.shrink_to_fit();
+        }
+    }
+
     fn fold_latest(&mut self, view: &View, event: &Event, seq: u64) -> bool {
         let latest = Latest {
             event_ms: event.event_ms,

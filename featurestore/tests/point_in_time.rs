@@ -253,6 +253,24 @@ proptest! {
     }
 
     #[test]
+    fn what_is_released_changes_no_later_row(story in story()) {
+        let definitions = Definitions::parse(DEFINITIONS, "features.toml").unwrap();
+        let mut joined = PointInTime::new(definitions.service("delay").unwrap());
+        let mut released = Vec::new();
+        for (seq, (minute, happening)) in story.iter().enumerate() {
+            let at_ms = minute * MINUTE_MS;
+            if let Some(event) = event(&definitions, *minute, happening) {
+                joined.push_event(&event, seq as u64, at_ms);
+            }
+            joined.release(at_ms);
+            if let Happening::Request { carrier, origin } = happening {
+                released.push((*minute, joined.row(&request(*carrier, *origin), at_ms)));
+            }
+        }
+        prop_assert_eq!(released, rows(&definitions, &story));
+    }
+
+    #[test]
     fn states_kept_as_bytes_give_the_same_row(story in story()) {
         let definitions = Definitions::parse(DEFINITIONS, "features.toml").unwrap();
         let service = definitions.service("delay").unwrap();
@@ -338,5 +356,6 @@ fn a_row_tells_how_well_each_value_is_known() {
         (nobody.values[wind], nobody.statuses[wind]),
         (-1.0, Status::NotFound)
     );
-    assert!(nobody.same_features(&joined.row(&[], MINUTE_MS)));
+    let without = joined.row(&[], MINUTE_MS);
+    assert!(nobody.same_features(&without));
 }

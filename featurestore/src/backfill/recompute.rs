@@ -10,7 +10,7 @@ use super::table::{file_error, read_rows, row_error};
 use super::{BackfillRequest, Backfilled, HistoryError};
 use crate::join::PointInTime;
 use crate::labels::StoredLabel;
-use crate::log::{Logged, by_arrival};
+use crate::log::{ByArrival, by_arrival};
 use crate::offline::days::DayFiles;
 use crate::offline::label_rows::LabelFiles;
 use crate::offline::segments::{is_folder_name, labels_folder, predictions_folder};
@@ -71,17 +71,17 @@ fn fields(service: &Service) -> Vec<Field> {
     fields
 }
 
-struct Pass<'a, I: Iterator<Item = Result<Logged, ReadError>>> {
+struct Pass<'a> {
     service: Arc<Service>,
     model: Arc<str>,
     path: &'a Path,
     history: PointInTime,
-    events: std::iter::Peekable<I>,
+    events: std::iter::Peekable<ByArrival<'a>>,
     newest_ms: i64,
     output: Output,
 }
 
-impl<I: Iterator<Item = Result<Logged, ReadError>>> Pass<'_, I> {
+impl Pass<'_> {
     fn row(&mut self, row: usize, mut values: Vec<Value>) -> Result<(), HistoryError> {
         let wrong = |problem: String| row_error(self.path, row, &problem);
         let tail = values.split_off(self.service.request.len());
@@ -117,6 +117,7 @@ impl<I: Iterator<Item = Result<Logged, ReadError>>> Pass<'_, I> {
         };
         self.newest_ms = at_ms;
         self.push_events(at_ms)?;
+        self.history.release_in_time(at_ms);
         let features = self.history.row(&values, at_ms);
         let request_id = match request_id {
             Value::String(text) => Some(text),

@@ -208,12 +208,16 @@ impl View {
         if !Arc::ptr_eq(&self.source, &event.source) && self.source.name != event.source.name {
             return None;
         }
-        if let Some(filter) = &self.filter
-            && event.values.get(filter.field) != Some(&filter.equals)
-        {
+        if !self.passes(event) {
             return None;
         }
         self.key_from(self.key_fields.iter().map(|&field| event.values.get(field)))
+    }
+
+    /// Whether the filter lets an event of the view's source through.
+    pub(crate) fn passes(&self, event: &Event) -> bool {
+        let equals = |filter: &Filter| event.values.get(filter.field) == Some(&filter.equals);
+        self.filter.as_ref().is_none_or(equals)
     }
 
     /// The key with these values, one for each of `keys`; `None` where one is null or absent.
