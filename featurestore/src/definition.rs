@@ -5,6 +5,7 @@
 //! the nearest known name.
 
 mod duration;
+mod meaning;
 mod resolve;
 mod view;
 mod written;
@@ -21,6 +22,7 @@ use crate::service::Service;
 use crate::value::Field;
 
 pub use self::duration::{DurationError, parse_duration_ms};
+pub use self::meaning::Meaning;
 
 /// A definition that cannot be used: file, line, key, nearest known name, problem.
 pub type DefinitionError = ProjectFileError;
@@ -58,9 +60,9 @@ impl Definitions {
         self.sources.iter().find(|source| &*source.name == name)
     }
 
-    /// The view of that name.
+    /// The view `"aircraft@1"`, or the newest version of `"aircraft"`.
     pub fn view(&self, name: &str) -> Option<&Arc<View>> {
-        self.views.iter().find(|view| &*view.name == name)
+        View::named(&self.views, name)
     }
 
     /// The views that fold the events of `source`.

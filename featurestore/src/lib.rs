@@ -5,6 +5,7 @@
 //! nothing of models, statistics or HTTP. Time is always a value passed in: milliseconds since the
 //! Unix epoch, UTC.
 
+pub mod applied;
 pub mod backfill;
 mod commit;
 pub mod definition;
@@ -27,10 +28,11 @@ pub mod verify;
 pub mod view_rows;
 pub mod window;
 
+pub use applied::{Application, Applied, ApplyError, ChangedMeaning, VersionName, Versioned};
 pub use backfill::{BackfillRequest, Backfilled, HistoryError, ImportRequest, Imported};
 pub use definition::{
-    Aggregate, DefinitionError, Definitions, DurationError, Entity, Filter, Measure, MeasureKind,
-    Source, View, ViewFeature, ViewKey, WINDOW_TILES, WINDOWS_MAX, Window, WindowKind,
+    Aggregate, DefinitionError, Definitions, DurationError, Entity, Filter, Meaning, Measure,
+    MeasureKind, Source, View, ViewFeature, ViewKey, WINDOW_TILES, WINDOWS_MAX, Window, WindowKind,
     parse_duration_ms,
 };
 pub use event::{Event, EventError, EventProblem};

@@ -22,6 +22,7 @@ use serde::Serialize;
 
 pub use self::error::{IngestError, OpenError, Overloaded, ReadError, RecordError, SealError};
 use self::shared::{Shared, locked};
+use crate::applied::{self, Application, Applied, ApplyError, VersionName};
 use crate::backfill::{BackfillRequest, Backfilled, HistoryError, ImportRequest, Imported};
 use crate::commit::{Arrival, Job, Queue};
 use crate::definition::Definitions;
@@ -178,6 +179,21 @@ impl FeatureStore {
 
     pub(crate) fn shared(&self) -> &Shared {
         &self.inner.shared
+    }
+
+    /// The versions of views and services that the folder knows, those that are no longer defined
+    /// included.
+    pub fn applied(&self) -> Result<Vec<Applied>, ReadError> {
+        applied::known(&self.inner.shared.tables)
+    }
+
+    /// Checks whether `definitions` could take the place of those that the store was opened with, and
+    /// remembers what is new in them. They take effect when the folder is opened with them.
+    pub fn apply(
+        &self,
+        definitions: &Definitions,
+    ) -> Result<Vec<(VersionName, Application)>, ApplyError> {
+        applied::apply(&self.inner.shared.tables, definitions)
     }
 
     /// The data folder.

@@ -11,7 +11,7 @@ use thiserror::Error;
 
 pub use self::derived::Derived;
 use self::derived::Row;
-use crate::definition::{View, ViewKey};
+use crate::definition::{Meaning, View, ViewKey};
 use crate::value::{Field, FieldProblem, Value};
 use crate::window::{Feature, Reading, Status, ViewState};
 
@@ -32,6 +32,7 @@ pub struct Service {
     pub(crate) view_keys: Vec<Vec<usize>>,
     /// The columns that a row cannot do without
     pub(crate) refusing: Vec<usize>,
+    pub(crate) meaning: Meaning,
 }
 
 /// One column of a service's row.
@@ -182,6 +183,11 @@ impl Service {
         &self.id
     }
 
+    /// All that can alter the value of one of its columns, the views' meanings included.
+    pub fn meaning(&self) -> &Meaning {
+        &self.meaning
+    }
+
     /// The columns' names, in order.
     pub fn feature_names(&self) -> impl ExactSizeIterator<Item = &str> {
         self.features.iter().map(|feature| &*feature.name)
@@ -317,6 +323,25 @@ impl Service {
             row.event_times_ms.push(feature.event_ms);
         }
         row
+    }
+}
+
+impl FeatureOrigin {
+    /// The features of views that it is computed from, in the order of the file.
+    pub fn reads(&self) -> impl Iterator<Item = InView> {
+        let (plain, derived) = match self {
+            Self::Request { .. } | Self::Category { .. } => ([None, None], None),
+            Self::View(at) | Self::KeptCategory { at, .. } => ([Some(*at), None], None),
+            Self::Difference {
+                minuend,
+                subtrahend,
+            } => ([Some(*minuend), Some(*subtrahend)], None),
+            Self::Derived(derived) => ([None, None], Some(derived.reads())),
+        };
+        plain
+            .into_iter()
+            .flatten()
+            .chain(derived.into_iter().flatten())
     }
 }
 

@@ -418,6 +418,122 @@ fn a_view_whose_layout_changes_gets_another_id() {
     );
 }
 
+/// The definitions with a second version of the view, of another window.
+fn two_versions() -> String {
+    let view = DEFINITIONS.split("[[view]]").nth(1).unwrap();
+    let view = view.split("[[service]]").next().unwrap();
+    let second = view
+        .replace("windows", "version = 2\nwindows")
+        .replace("7d", "3d");
+    DEFINITIONS.replace("[[service]]", &format!("[[view]]{second}[[service]]"))
+}
+
+#[test]
+fn the_newest_version_of_a_view_answers_to_the_bare_name_and_a_pin_keeps_another() {
+    let text = two_versions();
+    let definitions = parse(&text);
+    assert_eq!(definitions.view("aircraft").unwrap().version, 2);
+    let first = definitions.view("aircraft@1").unwrap();
+    assert_eq!((first.version, first.pin()), (1, "aircraft@1"));
+    assert!(definitions.view("aircraft@3").is_none());
+    // The first keeps the states that it had before there was a second.
+    assert_eq!(first.id, parse(DEFINITIONS).view("aircraft").unwrap().id);
+    assert_ne!(first.id, definitions.view("aircraft@2").unwrap().id);
+    let needs = |text: &str| {
+        let definitions = parse(text);
+        let service = definitions.service("delay").unwrap();
+        let names: Vec<_> = service.feature_names().map(str::to_owned).collect();
+        (service.needed_views()[0].version, names)
+    };
+    let (version, names) = needs(&text);
+    assert_eq!((version, names[2].as_str()), (2, "aircraft:count_1h"));
+    let pinned = text.replace("view = \"aircraft\"", "view = \"aircraft@1\"");
+    assert_eq!(needs(&pinned), (1, names));
+    let error = text.replace("view = \"aircraft\"", "view = \"aircraft@3\"");
+    let error = Definitions::parse(&error, "features.toml").unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "features.toml:38: key `view`: unknown name `aircraft@3`, did you mean `aircraft@2`?"
+    );
+    let error = Definitions::parse(&text.replace("version = 2", "version = 1"), "features.toml");
+    assert_eq!(
+        error.unwrap_err().to_string(),
+        "features.toml:22: key `name`: view `aircraft@1` is defined twice"
+    );
+}
+
+#[test]
+fn two_versions_of_one_layout_fold_apart() {
+    let text = two_versions().replace("\"3d\"]", "\"7d\"]");
+    let definitions = parse(&text);
+    let id = |name: &str| definitions.view(name).unwrap().id;
+    assert_ne!(id("aircraft@1"), id("aircraft@2"));
+}
+
+#[test]
+fn what_alters_a_value_alters_the_meaning_and_nothing_else_does() {
+    let digests = |from: &str, to: &str| {
+        assert!(DEFINITIONS.contains(from), "{from}");
+        let definitions = parse(&DEFINITIONS.replacen(from, to, 1));
+        let view = definitions.view("aircraft").unwrap().meaning().digest();
+        (
+            view,
+            definitions.service("delay").unwrap().meaning().digest(),
+        )
+    };
+    let as_is = digests("", "");
+    for (from, to) in [
+        ("# Flights", "# Aircraft"),
+        ("minutes = \"float\"", "minutes = \"float?\""),
+        (
+            "minutes = \"float\",",
+            "minutes = \"float\", gate = \"int?\",",
+        ),
+        ("ttl = \"7d\"", "ttl = \"168h\""),
+        (
+            "time = \"departed_at\"",
+            "future_max = \"1h\"\ntime = \"departed_at\"",
+        ),
+        ("default = -1", "default = -1, missing = \"default\""),
+        ("name = \"aircraft\"\nkeys", "name = \"tail\"\nkeys"),
+    ] {
+        assert_eq!(digests(from, to), as_is, "{from} to {to}");
+    }
+    for (from, to) in [
+        ("ttl = \"7d\"", "ttl = \"8d\""),
+        ("equals = \"AA\"", "equals = \"UA\""),
+        ("id = [\"flight_id\"]", "id = [\"flight_id\", \"carrier\"]"),
+        ("minutes = \"float\"", "minutes = \"int\""),
+        (
+            "time = \"departed_at\"",
+            "lateness = \"1h\"\ntime = \"departed_at\"",
+        ),
+    ] {
+        let (view, service) = digests(from, to);
+        assert!(view != as_is.0 && service != as_is.1, "{from} to {to}");
+    }
+    for (from, to) in [
+        ("clip = [0, 60]", "clip = [0, 61]"),
+        ("default = -1", "default = -2"),
+        ("default = -1", "missing = \"refuse\""),
+        ("\"AA\", \"UA\"", "\"UA\", \"AA\""),
+        (
+            "\"count_1h\", \"last_minutes\"",
+            "\"last_minutes\", \"count_1h\"",
+        ),
+        ("miles = \"float\"", "miles = \"int\""),
+    ] {
+        let (view, service) = digests(from, to);
+        assert!(view == as_is.0 && service != as_is.1, "{from} to {to}");
+    }
+    // A feature that the service does not read.
+    let (view, service) = digests(
+        "{ count = true }",
+        "{ sum = \"minutes\", name = \"total\" }, { count = true }",
+    );
+    assert!(view != as_is.0 && service == as_is.1);
+}
+
 #[test]
 fn keys_of_different_views_and_values_differ() {
     let definitions = parse(DEFINITIONS);

@@ -1,6 +1,8 @@
 //! The store as its users see it: real files, a real RocksDB, kill -9. One binary, since each links RocksDB.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+#[path = "online/applied.rs"]
+mod applied;
 #[path = "online/crash.rs"]
 mod crash;
 #[path = "online/events.rs"]

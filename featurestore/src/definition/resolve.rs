@@ -38,8 +38,11 @@ pub(super) fn resolve(text: &ProjectText, file: &FileText) -> Result<Definitions
         definitions.entities.push(entity);
     }
     for written in &file.view {
-        names.claim(text, "view", &written.name)?;
         let view = resolver.view(written, &definitions.sources)?;
+        if definitions.view(view.pin()).is_some() {
+            let problem = format!("view `{}` is defined twice", view.pin());
+            return Err(text.error(written.name.span(), "name", problem));
+        }
         definitions.views.push(Arc::new(view));
     }
     let mut derived = Vec::new();
@@ -75,6 +78,15 @@ struct Resolver<'a> {
 struct Known<'a> {
     views: &'a [Arc<View>],
     derived: &'a [Shared<'a>],
+}
+
+impl<'a> Known<'a> {
+    /// What views are called where `name` names none: with their versions where it has one.
+    fn view_names(self, name: &str) -> impl Iterator<Item = &'a str> {
+        let pinned = name.contains('@');
+        let called = move |view: &'a Arc<View>| if pinned { view.pin() } else { &*view.name };
+        self.views.iter().map(called)
+    }
 }
 
 impl Resolver<'_> {
@@ -179,6 +191,17 @@ impl Resolver<'_> {
             "`{name}` is not a name (a letter or `_`, then letters, digits, `_`, `-`, `.`; 64 at most)"
         );
         Err(self.error(key, written, problem))
+    }
+
+    /// Versions start at 1.
+    fn version(&self, written: &Spanned<u32>) -> Result<u32, DefinitionError> {
+        match *written.get_ref() {
+            0 => {
+                let problem = "`0` is not a version, they start at 1";
+                Err(self.error("version", written, problem))
+            }
+            version => Ok(version),
+        }
     }
 
     fn duration(&self, key: &str, written: &Text) -> Result<i64, DefinitionError> {

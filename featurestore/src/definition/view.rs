@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::definition::Source;
+use crate::definition::{Meaning, Source};
 use crate::event::Event;
 use crate::value::{Field, FieldType, Value};
 
@@ -20,8 +20,10 @@ pub const WINDOWS_MAX: usize = 16;
 /// Features computed from the events of one source, one state for each key.
 #[derive(Debug)]
 pub struct View {
-    /// Name, unique in the file
+    /// Name, without the version
     pub name: Box<str>,
+    /// Version, from 1; unique in the file together with the name
+    pub version: u32,
     /// Where its events come from
     pub source: Arc<Source>,
     /// Key fields (name and type); none means one global state
@@ -43,6 +45,8 @@ pub struct View {
     /// First 8 bytes of the SHA-256 over name and state layout: a view whose definition changed
     /// never reads a state that was folded under the old one
     pub id: u64,
+    pub(crate) pin: Box<str>,
+    pub(crate) meaning: Meaning,
 }
 
 /// One length of time over which a view aggregates.
@@ -202,6 +206,27 @@ pub enum Aggregate {
 }
 
 impl View {
+    /// `"aircraft@1"`: how a service names this version and no later one.
+    pub fn pin(&self) -> &str {
+        &self.pin
+    }
+
+    /// All that can alter the value of one of its features.
+    pub fn meaning(&self) -> &Meaning {
+        &self.meaning
+    }
+
+    /// That of the name and version, or the newest of the name.
+    pub(crate) fn named<'v>(views: &'v [Arc<Self>], name: &str) -> Option<&'v Arc<Self>> {
+        match name.contains('@') {
+            true => views.iter().find(|view| view.pin() == name),
+            false => views
+                .iter()
+                .filter(|view| &*view.name == name)
+                .max_by_key(|view| view.version),
+        }
+    }
+
     /// The state that `event` belongs to; `None` where it is another source's, is filtered out, or
     /// has a null key.
     pub fn key_of(&self, event: &Event) -> Option<ViewKey> {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
 /// A value with its place in the file.
@@ -61,8 +61,10 @@ pub(super) struct EntityText {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ViewText {
-    /// Unique.
+    /// Unique together with the version.
     pub(super) name: Text,
+    /// From 1, the default; a change of meaning needs a new one.
+    pub(super) version: Option<Spanned<u32>>,
     /// A source's name.
     pub(super) source: Text,
     /// Fields whose values make the key (`bool`, `int` or `string`); `[]` for one global state.
@@ -81,7 +83,7 @@ pub(super) struct ViewText {
 }
 
 /// `where = { field = "late", equals = true }`
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct FilterText {
     /// A field of the source (`bool`, `int` or `string`).
@@ -92,7 +94,7 @@ pub(super) struct FilterText {
 
 /// One of a view's features, in each of its windows or as of the newest event: exactly one key beside
 /// `name`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct AggregateText {
     /// `true`: events in each window.
@@ -145,7 +147,8 @@ pub(super) struct ColumnText {
     pub(super) request: Option<Text>,
     /// Known strings; a string's position is its value.
     pub(super) dictionary: Option<Spanned<Vec<Text>>>,
-    /// A view's name; the columns are called `view:feature`.
+    /// A view's name, with `@version` for another than the newest; the columns are called
+    /// `view:feature`.
     pub(super) view: Option<Text>,
     /// Which of the view's features; all by default.
     pub(super) features: Option<Spanned<Vec<Text>>>,

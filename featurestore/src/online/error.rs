@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+use crate::applied::ApplyError;
+
 /// Why a store could not be opened.
 #[derive(Debug, Error)]
 pub enum OpenError {
@@ -49,6 +51,9 @@ pub enum OpenError {
         /// Newest known format.
         known: u32,
     },
+    /// Definitions have another meaning than when they were first applied.
+    #[error("features.toml does not fit the data folder:\n{0}")]
+    Changed(ApplyError),
     /// Something in the database does not decode.
     #[error("online store is damaged: {0}")]
     Damaged(String),

@@ -89,10 +89,13 @@ pub(crate) enum Key<'a> {
     LabelsSealed,
     /// `5` → next number of a spool file, u64 little endian.
     NextSegment,
+    /// `9`, `view` or `service`, space, `name@version` → its [`crate::Meaning`], JSON.
+    Applied(&'a str),
 }
 
 const SCHEMA: u8 = 2;
 const VIEW: u8 = 3;
+const APPLIED: u8 = 9;
 
 impl Key<'_> {
     /// Where it lives.
@@ -110,7 +113,8 @@ impl Key<'_> {
             | Self::Schema(_)
             | Self::View(_)
             | Self::LabelsSealed
-            | Self::NextSegment => Column::Meta,
+            | Self::NextSegment
+            | Self::Applied(_) => Column::Meta,
         }
     }
 
@@ -129,6 +133,7 @@ impl Key<'_> {
             Self::View(id) => tagged(VIEW, &id.to_be_bytes()),
             Self::LabelsSealed => vec![4],
             Self::NextSegment => vec![5],
+            Self::Applied(name) => tagged(APPLIED, name.as_bytes()),
         }
     }
 
@@ -142,6 +147,11 @@ impl Key<'_> {
     pub(crate) fn view_id(bytes: &[u8]) -> Option<u64> {
         let id = bytes.strip_prefix(&[VIEW])?;
         Some(u64::from_be_bytes(id.try_into().ok()?))
+    }
+
+    /// The name in a [`Key::Applied`].
+    pub(crate) fn applied(bytes: &[u8]) -> Option<&str> {
+        std::str::from_utf8(bytes.strip_prefix(&[APPLIED])?).ok()
     }
 
     /// The number in a [`Key::Event`] or [`Key::LabelEntry`].
@@ -190,6 +200,8 @@ mod tests {
         assert_eq!(Key::view_id(&Key::View(9).to_bytes()), Some(9));
         assert_eq!(Key::view_id(&[2, 0, 0, 0, 7]), None);
         assert_eq!(Key::number(&Key::LabelEntry(77).to_bytes()), Some(77));
+        assert_eq!(Key::Applied("view a@1").to_bytes(), b"\x09view a@1");
+        assert_eq!(Key::applied(b"\x09view a@1"), Some("view a@1"));
     }
 
     #[test]

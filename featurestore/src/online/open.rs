@@ -12,6 +12,7 @@ use super::mark::{Acked, Mark};
 use super::shared::Opened;
 use super::tables::Tables;
 use super::{OpenError, ReadError, StoreOptions};
+use crate::applied::{self, ApplyError};
 use crate::commit::states::States;
 use crate::commit::{Counters, WriterStart};
 use crate::definition::{Definitions, View};
@@ -35,6 +36,7 @@ pub(crate) fn open(
     let lock = FolderLock::take(data_dir)?;
     let tables = Tables::open(&online, options.block_cache_bytes).map_err(database)?;
     check_format(&tables)?;
+    applied::apply(&tables, &definitions).map_err(refused)?;
     let (last_seq, counters) = read_counters(&tables)?;
     let path = data_dir.join("acked");
     let (mark, acked) = Mark::open(&path).map_err(io_at(&path))?;
@@ -229,6 +231,13 @@ fn io_at(path: &Path) -> impl Fn(std::io::Error) -> OpenError {
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 fn database(error: rocksdb::Error) -> OpenError {
     OpenError::Database(error.to_string())
+}
+
+fn refused(error: ApplyError) -> OpenError {
+    match error {
+        ApplyError::Changed(changed) => OpenError::Changed(ApplyError::Changed(changed)),
+        ApplyError::Folder(error) => read(error),
+    }
 }
 
 fn read(error: ReadError) -> OpenError {

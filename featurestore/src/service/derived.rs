@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Dictionary, of_category_code, of_request};
+use super::{Dictionary, InView, of_category_code, of_request};
 use crate::expression::{Datum, Expression, Operand, Program, Type};
 use crate::value::Value;
 use crate::window::{Feature, Reading, Status};
@@ -33,7 +33,8 @@ impl Derived {
         program: Program,
         dictionary: Option<Arc<Dictionary>>,
     ) -> Self {
-        let mut views: Vec<usize> = program.operands().filter_map(view_of).collect();
+        let read = program.operands().filter_map(in_view);
+        let mut views: Vec<usize> = read.map(|at| at.view).collect();
         views.sort_unstable();
         views.dedup();
         Self {
@@ -47,6 +48,11 @@ impl Derived {
     /// The expression, with no more parentheses than it needs.
     pub fn text(&self) -> &str {
         &self.text
+    }
+
+    /// The features of views that it reads, in the order of the text.
+    pub fn reads(&self) -> impl Iterator<Item = InView> {
+        self.program.operands().filter_map(in_view)
     }
 
     /// The dictionary, where the expression gives strings.
@@ -128,9 +134,9 @@ fn computed<'a>(feature: Feature) -> Datum<'a> {
     }
 }
 
-fn view_of(operand: Operand) -> Option<usize> {
+fn in_view(operand: Operand) -> Option<InView> {
     match operand {
-        Operand::Feature { at, .. } => Some(at.view),
+        Operand::Feature { at, .. } => Some(at),
         Operand::Moment | Operand::Field { .. } => None,
     }
 }

@@ -42,9 +42,11 @@ fn features_read_online_equal_a_recomputation_from_the_events() {
     assert!(store.stats().late_events > 0);
 }
 
-/// With a lateness of two hours for departures.
+/// With a lateness of two hours for departures, and so with other versions of views and service.
 fn strict() -> Arc<Definitions> {
     let text = DEFINITIONS.replacen("time =", "lateness = \"2h\"\ntime =", 1);
+    let text = text.replace("source =", "version = 2\nsource =");
+    let text = text.replace("version = 1", "version = 2");
     Arc::new(Definitions::parse(&text, "features.toml").unwrap())
 }
 
@@ -84,7 +86,7 @@ fn an_event_later_than_its_source_allows_is_logged_and_enters_no_feature() {
     let requests: Vec<Vec<Value>> = (0..20).map(|_| traffic.request()).collect();
     let at_ms = batches[39].0;
     let mut counts = Vec::new();
-    // Another lateness is another view: it is folded again from the log, each event by its arrival.
+    // Another lateness is another version of a view: it is folded again from the log, each event by its arrival.
     for definitions in [strict(), definitions(), strict()] {
         let service = Arc::clone(definitions.service("delay").unwrap());
         let mut history = PointInTime::new(&service);
@@ -225,7 +227,8 @@ fn a_view_that_is_new_is_filled_from_the_event_log() {
         .collect();
     let now_ms = START_MS + 300 * MINUTE_MS;
     let changed = DEFINITIONS
-        .replacen("windows = [\"1h\", \"24h\"]", "windows = [\"3h\"]", 1)
+        .replacen("windows = [\"1h\", \"24h\"]", "version = 2\nwindows = [\"3h\"]", 1)
+        .replacen("version = 1", "version = 2", 1)
         .replacen("carrier = \"string\", origin = \"string\", tailnum = \"string?\", departed_at", "gate = \"int?\", carrier = \"string\", origin = \"string\", tailnum = \"string?\", departed_at", 1);
     let changed = Arc::new(Definitions::parse(&changed, "features.toml").unwrap());
     open(folder.path())

@@ -106,8 +106,8 @@ impl Scope for Names<'_, '_> {
 
     fn feature(&mut self, view: &str, feature: &str) -> Result<(Operand, Type), Unknown> {
         let views = self.draft.known.views;
-        let found = views.iter().find(|known| &*known.name == view);
-        let found = found.ok_or_else(|| unknown(view, views.iter().map(|view| &*view.name)))?;
+        let found = View::named(views, view);
+        let found = found.ok_or_else(|| unknown(view, self.draft.known.view_names(view)))?;
         let index = found.feature(feature).ok_or_else(|| {
             let known: &View = found;
             unknown(feature, known.features.iter().map(|known| &*known.name))

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use toml::Spanned;
 
 use super::super::written::{ColumnText, ServiceText, Text};
-use super::super::{DefinitionError, View, ViewFeature};
+use super::super::{DefinitionError, Meaning, View, ViewFeature};
 use super::{Known, Resolver};
 use crate::expression::{Expression, Program, Type};
 use crate::service::{Derived, Dictionary, FeatureOrigin, InView, Service, ServiceFeature};
@@ -35,14 +35,7 @@ impl Resolver<'_> {
         known: Known<'_>,
     ) -> Result<Service, DefinitionError> {
         let name = self.name("name", &written.name)?;
-        let version = *written.version.get_ref();
-        if version == 0 {
-            return Err(self.error(
-                "version",
-                &written.version,
-                "`0` is not a version, they start at 1",
-            ));
-        }
+        let version = self.version(&written.version)?;
         let service = Service {
             id: format!("{name}@{version}").into(),
             name,
@@ -52,6 +45,7 @@ impl Resolver<'_> {
             views: Vec::new(),
             view_keys: Vec::new(),
             refusing: Vec::new(),
+            meaning: Meaning::default(),
         };
         let mut draft = Draft { service, known };
         for column in written.features.get_ref() {
@@ -62,6 +56,7 @@ impl Resolver<'_> {
             return Err(self.error("features", &written.features, "a service needs a feature"));
         }
         service.refusing = ServiceFeature::refusing(&service.features);
+        service.meaning = Meaning::of_service(&service);
         Ok(service)
     }
 
@@ -273,11 +268,8 @@ impl Resolver<'_> {
         name: &str,
         known: Known<'k>,
     ) -> Result<&'k Arc<View>, DefinitionError> {
-        let views = known.views;
-        views
-            .iter()
-            .find(|view| *view.name == *name)
-            .ok_or_else(|| self.unknown(key, written, views.iter().map(|view| &*view.name)))
+        View::named(known.views, name)
+            .ok_or_else(|| self.unknown(key, written, known.view_names(name)))
     }
 
     fn needed_view(

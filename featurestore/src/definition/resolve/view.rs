@@ -7,7 +7,7 @@ use toml::Spanned;
 
 use super::super::written::{AggregateText, FilterText, Text, ViewText};
 use super::super::{
-    Aggregate, DefinitionError, Filter, Measure, MeasureKind, Source, View, ViewFeature,
+    Aggregate, DefinitionError, Filter, Meaning, Measure, MeasureKind, Source, View, ViewFeature,
     WINDOW_TILES, WINDOWS_MAX, Window, WindowKind, parse_duration_ms,
 };
 use super::Resolver;
@@ -23,6 +23,10 @@ impl Resolver<'_> {
         sources: &[Arc<Source>],
     ) -> Result<View, DefinitionError> {
         let name = self.name("name", &written.name)?;
+        let version = match &written.version {
+            Some(version) => self.version(version)?,
+            None => 1,
+        };
         let source = sources
             .iter()
             .find(|source| *source.name == **written.source.get_ref())
@@ -31,7 +35,10 @@ impl Resolver<'_> {
                 self.unknown("source", &written.source, known)
             })?;
         let mut view = View {
+            pin: format!("{name}@{version}").into(),
+            meaning: Meaning::default(),
             name,
+            version,
             source: Arc::clone(source),
             keys: Vec::new(),
             key_fields: Vec::new(),
@@ -58,6 +65,7 @@ impl Resolver<'_> {
             view.key_fields.push(field);
             view.keys.push(source.fields[field].clone());
         }
+        view.meaning = Meaning::of_view(&view, written.filter.as_ref());
         self.aggregates(written, &mut view)?;
         view.id = layout_id(&view);
         Ok(view)
@@ -138,6 +146,10 @@ impl Resolver<'_> {
             {
                 let problem = format!("feature `{}` is defined twice", twice.name);
                 return Err(self.error("features", aggregate, problem));
+            }
+            for feature in new {
+                view.meaning
+                    .add_feature(&feature.name, aggregate.get_ref(), &view.source);
             }
         }
         if view.features.is_empty() {
@@ -366,6 +378,9 @@ fn layout_id(view: &View) -> u64 {
         "measures": measures,
         "last": view.last_fields.iter().map(field).collect::<Vec<_>>(),
     });
+    if view.version > 1 {
+        layout["version"] = view.version.into();
+    }
     if let Some(lateness_ms) = view.source.lateness_ms {
         layout["lateness_ms"] = lateness_ms.into();
     }
