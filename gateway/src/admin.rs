@@ -8,6 +8,7 @@
 mod answer;
 mod features;
 mod models;
+mod past;
 mod routes;
 mod serving;
 
@@ -27,6 +28,7 @@ use crate::serve::Core;
 use answer::Refusal;
 use routes::Action;
 
+pub(crate) use past::Past;
 pub(crate) use routes::ROUTES;
 pub(crate) use serving::{Serving, bind};
 
@@ -42,6 +44,7 @@ pub(crate) struct Admin {
     /// The project's models.
     pub models: BTreeMap<ModelName, ModelConfig>,
     pub remote: Remote,
+    pub past: Past,
 }
 
 /// A request, as far as a handler looks at it.
@@ -58,7 +61,10 @@ impl Admin {
             Action::ShowLoop => self.loop_view(),
             Action::MoveClock => self.clock(asked.body()?).await,
             Action::ListFeatures => self.feature_overview(),
-            Action::ReadFeatures => self.read_features(asked.named("service"), asked.body()?),
+            Action::ReadFeatures => {
+                let name = asked.named("service");
+                self.read_features(name, asked.body()?).await
+            }
             Action::ListModels => self.model_list().await,
             Action::ShowRun => self.run(asked.named("run")).await,
             Action::Promote | Action::RollBack | Action::Train | Action::SetAlias => {

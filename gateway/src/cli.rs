@@ -177,7 +177,7 @@ fn check(args: &ProjectArgs) -> Result<()> {
     Ok(())
 }
 
-fn block_on(future: impl Future<Output = Result<()>>) -> Result<()> {
+fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;

@@ -30,7 +30,7 @@ use serde::Serialize;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::{self, Admin};
+use crate::admin::{self, Admin, Past};
 use crate::config::{ModelConfig, ServeConfig};
 use crate::prepare::Loaders;
 use crate::repository::Job;
@@ -224,6 +224,7 @@ impl Controlled {
             registry: OnceLock::new(),
             models: config.models(),
             remote,
+            past: Past::new(stop.clone()),
         });
         let loaders = Loaders::start(seats)?;
         let owner = match config.project.clone().zip(core.store.clone()) {

@@ -20,6 +20,7 @@ mod http;
 mod ingest;
 mod keys;
 mod listener;
+mod lookup;
 mod metrics;
 mod oip;
 #[cfg(test)]

@@ -205,6 +205,27 @@ pub enum Aggregate {
     AgeOfLast,
 }
 
+impl Filter {
+    /// As a sentence: `late = true`.
+    pub fn describe(&self, source: &Source) -> String {
+        let field = &source.fields[self.field].name;
+        format!("{field} = {}", self.equals.to_json())
+    }
+}
+
+impl Aggregate {
+    /// The window that it is over; `None` for what the newest event alone says.
+    pub fn window(self) -> Option<usize> {
+        match self {
+            Self::Count { window }
+            | Self::Sum { window, .. }
+            | Self::Mean { window, .. }
+            | Self::Rate { window, .. } => Some(window),
+            Self::Last { .. } | Self::AgeOfLast => None,
+        }
+    }
+}
+
 impl View {
     /// `"aircraft@1"`: how a service names this version and no later one.
     pub fn pin(&self) -> &str {

@@ -3,6 +3,8 @@
 //!
 //! A body is always `{"error": …}`. The caller is the operator, so messages name files and causes.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue};
@@ -13,6 +15,7 @@ use serde_json::{Value, json};
 use crate::access::Denied;
 use crate::control::{AdvanceError, RequestError};
 use crate::http::{of_denied, of_unrouted};
+use crate::lookup::AskError;
 use crate::routing::Unrouted;
 
 /// Why a request is refused.
@@ -96,10 +99,6 @@ impl Refusal {
         Self::new(StatusCode::BAD_REQUEST, message)
     }
 
-    pub(super) fn row(row: usize, problem: impl std::fmt::Display) -> Self {
-        Self::new(StatusCode::BAD_REQUEST, format!("row {row}: {problem}"))
-    }
-
     pub(super) fn conflict(message: impl Into<String>) -> Self {
         Self::new(StatusCode::CONFLICT, message)
     }
@@ -113,6 +112,20 @@ impl Refusal {
             StatusCode::TOO_MANY_REQUESTS,
             "too many commands wait: retry later",
         )
+    }
+
+    pub(super) fn past_is_busy() -> Self {
+        Self::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "the event log is being read for another row of the past: retry later",
+        )
+    }
+
+    pub(super) fn long_log(pass_max: Duration) -> Self {
+        let message = format!(
+            "the event log takes longer than {pass_max:?} to read; stop the gateway and ask its folder"
+        );
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, message)
     }
 
     pub(super) fn stopping() -> Self {
@@ -204,6 +217,16 @@ impl From<AdvanceError> for Refusal {
             AdvanceError::Backwards { .. } => Self::new(StatusCode::BAD_REQUEST, message),
             AdvanceError::Recorder(_) => Self::new(StatusCode::SERVICE_UNAVAILABLE, message),
         }
+    }
+}
+
+impl From<AskError> for Refusal {
+    fn from(error: AskError) -> Self {
+        let status = match error {
+            AskError::Unknown { .. } => StatusCode::NOT_FOUND,
+            _ => StatusCode::BAD_REQUEST,
+        };
+        Self::new(status, error.to_string())
     }
 }
 

@@ -1,26 +1,43 @@
-//! `loopgate feature …`: definitions, history in, training rows, skew. All but `check` open the
-//! data folder, and are refused while a gateway has it open.
+//! `loopgate feature …`: definitions, rows of now and of the past, history in, training rows, skew.
+//!
+//! `check`, `list` and `show` read the project's files alone. `get` and `stats` ask the gateway that has
+//! the data folder open, if one has; the others open the folder, and are refused while a gateway has it.
 
 mod backfill;
 mod check;
+mod described;
+mod get;
 mod import;
+mod list;
+mod show;
 mod stats;
+mod text;
 mod verify;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Subcommand;
-use featurestore::{FeatureStore, StoreOptions};
+use featurestore::{FeatureStore, OpenError, StoreOptions};
 use registry::ModelName;
+use serde_json::Value;
 
+use super::admin_client::Call;
 use super::{Project, ProjectArgs};
+use crate::tls::TlsFiles;
 
 /// What to do with features.
 #[derive(Debug, Subcommand)]
 pub(crate) enum FeatureCommand {
     /// List what features.toml defines
     Check(ProjectArgs),
+    /// List sources, entities, views and services
+    List(list::ListArgs),
+    /// Draw what a view or a service is made of
+    Show(show::ShowArgs),
+    /// Print a row with statuses, event times and ages, now or at a past moment
+    Get(get::GetArgs),
     /// Import events of the past from files, Parquet or JSON lines, sorted by time
     Import(import::ImportArgs),
     /// Recompute training rows of the past, point in time, from a file of questions and answers
@@ -28,27 +45,42 @@ pub(crate) enum FeatureCommand {
     /// Recompute a sample of the served rows and count those that differ
     Verify(verify::VerifyArgs),
     /// Show the store's counters as JSON
-    Stats(ProjectArgs),
+    Stats(stats::StatsArgs),
 }
 
 pub(super) fn run(command: FeatureCommand) -> Result<()> {
     match command {
         FeatureCommand::Check(project) => check::run(&project),
+        FeatureCommand::List(args) => list::run(&args),
+        FeatureCommand::Show(args) => show::run(&args),
+        FeatureCommand::Get(args) => get::run(&args),
         FeatureCommand::Import(args) => import::run(args),
         FeatureCommand::Backfill(args) => backfill::run(&args),
         FeatureCommand::Verify(args) => verify::run(&args),
-        FeatureCommand::Stats(project) => stats::run(&project),
+        FeatureCommand::Stats(args) => stats::run(&args),
     }
 }
 
 /// The project's store, for this process alone.
 fn store(project: Project) -> Result<FeatureStore> {
+    Ok(open(project)?)
+}
+
+/// [`store`], for those who know what to do when another process has it.
+fn open(project: Project) -> Result<FeatureStore, OpenError> {
     let definitions = Arc::new(project.definitions);
-    Ok(FeatureStore::open(
-        &project.data,
-        definitions,
-        &StoreOptions::default(),
-    )?)
+    FeatureStore::open(&project.data, definitions, &StoreOptions::default())
+}
+
+/// What the gateway's admin interface answers.
+async fn ask(call: Call<'_>, address: SocketAddr, tls: Option<&TlsFiles>) -> Result<Value> {
+    let (status, body) = call.of(address, tls).await?;
+    let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+    if !status.is_success() {
+        let problem = body["error"].as_str().unwrap_or(status.as_str());
+        bail!("the gateway on {address} refused: {problem}");
+    }
+    Ok(body)
 }
 
 /// The feature service of a model.

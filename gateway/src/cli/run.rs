@@ -1,11 +1,14 @@
 //! `loopgate run …` and `loopgate trigger`: what was trained, and training now.
 
 use anyhow::{Result, bail};
+use bytes::Bytes;
 use clap::{Args, Subcommand};
+use hyper::Method;
 use registry::{ModelName, RunId};
 use serde_json::Value;
 
-use super::{ProjectArgs, admin_client, print_json};
+use super::admin_client::Call;
+use super::{ProjectArgs, print_json};
 
 /// What to do with runs.
 #[derive(Debug, Subcommand)]
@@ -69,8 +72,14 @@ pub(super) async fn trigger(args: &TriggerArgs) -> Result<()> {
     let project = args.project.open()?;
     let address = args.admin.unwrap_or(project.serve.listeners.admin);
     let path = format!("/v1/models/{}/train", args.model);
-    let (status, body) =
-        admin_client::post(address, &path, project.serve.security.tls.as_ref()).await?;
+    let call = Call {
+        method: Method::POST,
+        path: &path,
+        body: Bytes::new(),
+    };
+    let (status, body) = call
+        .of(address, project.serve.security.tls.as_ref())
+        .await?;
     let body: Value = serde_json::from_slice(&body).unwrap_or_default();
     if !status.is_success() {
         bail!("{}", body["error"].as_str().unwrap_or(status.as_str()));

@@ -1,0 +1,199 @@
+//! `loopgate feature …` through the real binary, with and without a gateway beside it.
+
+use serde_json::{Value, json};
+
+use crate::operator::{Operator, Project};
+
+const DAY_MS: i64 = 86_400_000;
+
+/// Six clicks of `u1`, a day apart from day 1 on, each of amount 2.
+fn import_clicks(project: &Project) {
+    let events: String = (1..=6)
+        .map(|day| {
+            json!({"id": day, "user": "u1", "at": day * DAY_MS, "amount": 2.0}).to_string() + "\n"
+        })
+        .collect();
+    let file = project.write("clicks.jsonl", events.as_bytes());
+    let argument = format!("clicks={}", file.display());
+    project.done(&["feature", "import", &argument]);
+}
+
+fn json_of(project: &Project, arguments: &[&str]) -> Value {
+    serde_json::from_str(&project.done(arguments)).unwrap()
+}
+
+/// The values of a row as `get --json` tells it.
+fn values(told: &Value) -> Vec<Value> {
+    let features = told["features"].as_array().unwrap();
+    features.iter().map(|it| it["value"].clone()).collect()
+}
+
+#[test]
+fn what_is_defined_is_listed_and_drawn() {
+    let project = Project::new("");
+    let listed = project.done(&["feature", "list"]);
+    for line in [
+        "  clicks  4 fields  time at  id id  lateness any\n",
+        "  user  keys user\n",
+        "  user_clicks  from clicks  keys user  windows 7d  ttl none  2 features\n",
+        "  score@1  request user, base  views user_clicks  3 features\n",
+    ] {
+        assert!(listed.contains(line), "{line}\n{listed}");
+    }
+    let listed = json_of(&project, &["feature", "list", "--json"]);
+    assert_eq!(
+        listed["views"][0]["windows"][0]["error_ms"],
+        7 * DAY_MS / 12
+    );
+
+    let drawn = project.done(&["feature", "show", "user_clicks"]);
+    let expected = "\
+view user_clicks
+
+  source clicks
+  │      at at; counts however late, while its tile is held
+  ▼
+  by     user string
+  │
+  └─ window 7d: 7d, sliding; may fall short by 14h at its older end
+       count_7d       int
+       sum_amount_7d  float
+";
+    assert_eq!(drawn, expected);
+    let drawn = project.done(&["feature", "show", "score@1"]);
+    let expected = "\
+service score@1
+
+  request  user string, base float
+  └─ view user_clicks  by user, from clicks
+
+     feature                    from     of                         where missing  clip
+  0  base                       request  base                       nan
+  1  user_clicks:count_7d       view     user_clicks:count_7d       0
+  2  user_clicks:sum_amount_7d  view     user_clicks:sum_amount_7d  0
+";
+    assert_eq!(drawn, expected);
+    let shown = json_of(&project, &["feature", "show", "score", "--json"]);
+    assert_eq!(shown["features"][1]["default"], 0.0);
+    let unknown = project.fails(&["feature", "show", "user_click"]);
+    assert!(unknown.contains("did you mean `user_clicks`?"), "{unknown}");
+}
+
+#[test]
+fn a_row_is_told_as_it_is_and_as_it_was_at_any_moment() {
+    let project = Project::new("[clock]\nmode = \"replay\"");
+    import_clicks(&project);
+    let at = |day: i64| (day * DAY_MS + 1).to_string();
+    let get = |more: &[&str]| {
+        let mut arguments = vec!["feature", "get", "score", "user=u1", "base=0.5", "--json"];
+        arguments.extend(more);
+        json_of(&project, &arguments)
+    };
+    let told = get(&["--at", &at(3)]);
+    assert_eq!(values(&told), [json!(0.5), json!(3.0), json!(6.0)]);
+    assert_eq!(
+        (&told["service"], &told["known_at_ms"], &told["as_of_seq"]),
+        (&json!("score@1"), &json!(3 * DAY_MS + 1), &json!(3))
+    );
+    let count = &told["features"][1];
+    assert_eq!(
+        (&count["event_ms"], &count["age_ms"], &count["status"]),
+        (&json!(3 * DAY_MS), &json!(1), &json!("PRESENT"))
+    );
+    // What had arrived a day before the row was asked for.
+    let told = get(&["--at", &at(3), "--known-at", &at(2)]);
+    assert_eq!(values(&told)[1], 2.0);
+    // No event is known at all.
+    let told = get(&["--at", "1970-01-01T12:00:00Z"]);
+    assert_eq!(told["features"][1]["status"], "NOT_FOUND");
+    assert_eq!(told["features"][1]["event_ms"], Value::Null);
+
+    let view = ["feature", "get", "user_clicks", "user=u1", "--at", &at(2)];
+    let drawn = project.done(&view);
+    assert!(
+        drawn.starts_with("view user_clicks at 1970-01-03T00:00:00.001Z, known at"),
+        "{drawn}"
+    );
+    assert!(
+        drawn.contains("  sum_amount_7d  4.0    PRESENT  1970-01-03T00:00:00Z  1ms\n"),
+        "{drawn}"
+    );
+    for (arguments, complaint) in [
+        (
+            &["feature", "get", "scor", "user=u1"][..],
+            "did you mean `score",
+        ),
+        (
+            &["feature", "get", "score", "usr=u1"],
+            "did you mean `user`?",
+        ),
+        (
+            &["feature", "get", "score", "user=u1"],
+            "field `base` (float) is missing",
+        ),
+        (
+            &["feature", "get", "score", "user=u1", "base=much"],
+            "field `base`",
+        ),
+        (
+            &["feature", "get", "score", "user=u1", "user=u2"],
+            "given twice",
+        ),
+        (&["feature", "get", "score", "--at", "noon"], "noon"),
+    ] {
+        let said = project.fails(arguments);
+        assert!(said.contains(complaint), "{arguments:?}: {said}");
+    }
+}
+
+#[test]
+fn a_gateway_tells_the_rows_of_the_folder_that_it_holds() {
+    let project = Project::new("[clock]\nmode = \"replay\"");
+    import_clicks(&project);
+    let past = [
+        "feature",
+        "get",
+        "score",
+        "user=u1",
+        "base=1",
+        "--json",
+        "--at",
+        "300000000",
+    ];
+    let alone = json_of(&project, &past);
+    let gateway = project.serve();
+    let admin = gateway.admin.to_string();
+    let beside = |arguments: &[&str]| {
+        let mut all = arguments.to_vec();
+        all.extend(["--admin", &admin]);
+        json_of(&project, &all)
+    };
+    assert_eq!(beside(&past), alone);
+    let view = ["feature", "get", "view:user_clicks", "user=u1", "--json"];
+    // A replay's clock stands at its beginning: six clicks are ahead of it.
+    assert_eq!(beside(&view)["features"][0]["status"], "PRESENT");
+    assert_eq!(beside(&["feature", "stats"])["events"], 6);
+
+    let mut operator = Operator::of(&gateway);
+    let rows = json!({"rows": [{"user": "u1"}, {"user": "none"}], "at_ms": 6 * DAY_MS});
+    let read = operator.post("/v1/features/user_clicks", &rows).json();
+    assert_eq!(read["rows"][0]["values"], json!([6, 12.0]), "{read}");
+    assert_eq!(
+        read["rows"][1]["statuses"],
+        json!(["NOT_FOUND", "NOT_FOUND"])
+    );
+    assert_eq!(read["view"], "user_clicks");
+
+    // Nobody answers there: whoever holds the folder is named.
+    let nobody = ["feature", "stats", "--admin", "127.0.0.1:1"];
+    let complaint = project.fails(&nobody);
+    assert!(
+        complaint.contains(&format!("pid {}", gateway.pid())),
+        "{complaint}"
+    );
+    let refused = project.fails(&["feature", "verify", "--model", "bound"]);
+    assert!(
+        refused.contains(&format!("pid {}", gateway.pid())),
+        "{refused}"
+    );
+}
