@@ -21,6 +21,7 @@ use std::sync::{Arc, Mutex};
 use serde::Serialize;
 
 pub use self::error::{IngestError, OpenError, Overloaded, ReadError, RecordError, SealError};
+use self::read::Reach;
 use self::shared::{Shared, locked};
 use crate::applied::{self, Application, Applied, ApplyError, VersionName};
 use crate::backfill::{BackfillRequest, Backfilled, HistoryError, ImportRequest, Imported};
@@ -274,7 +275,19 @@ impl FeatureStore {
         requests: &[Vec<Value>],
         at_ms: i64,
     ) -> Result<Vec<FeatureRow>, ReadError> {
-        read::rows(&self.inner.shared, service, requests, at_ms)
+        let disk = (&*self.inner.shared, Reach::Disk);
+        read::rows(disk, service, requests, at_ms).map(within_reach)
+    }
+
+    /// [`FeatureStore::read_rows`] without waiting for the disk: `None` where a state is not in memory.
+    pub fn rows_in_memory(
+        &self,
+        service: &Service,
+        requests: &[Vec<Value>],
+        at_ms: i64,
+    ) -> Result<Option<Vec<FeatureRow>>, ReadError> {
+        let memory = (&*self.inner.shared, Reach::Memory);
+        read::rows(memory, service, requests, at_ms)
     }
 
     /// The states of so many rows of some views, from one consistent cut: features that no service
@@ -284,7 +297,17 @@ impl FeatureStore {
         asked: &[ViewKeys<'_>],
         rows: usize,
     ) -> Result<Vec<ViewRows>, ReadError> {
-        read::views(&self.inner.shared, asked, rows)
+        let disk = (&*self.inner.shared, Reach::Disk);
+        read::views(disk, asked, rows).map(within_reach)
+    }
+
+    /// [`FeatureStore::read_views`] without waiting for the disk: `None` where a state is not in memory.
+    pub fn views_in_memory(
+        &self,
+        asked: &[ViewKeys<'_>],
+        rows: usize,
+    ) -> Result<Option<Vec<ViewRows>>, ReadError> {
+        read::views((&self.inner.shared, Reach::Memory), asked, rows)
     }
 
     /// Adds to the prediction log, for one recorder thread. Not fsynced; see [`crate::predictions`].
@@ -421,6 +444,10 @@ impl Inner {
             unsent.clear();
         }
     }
+}
+
+fn within_reach<T>(found: Option<T>) -> T {
+    found.expect("a read that may go to the disk ends there")
 }
 
 /// Runs a submission and waits for its answer.

@@ -209,6 +209,8 @@ pub(crate) struct Limits {
     pub ingest_deadline: Duration,
     /// Requests that may wait for one version in the pool; beyond it they are shed.
     pub pool_queue_max: usize,
+    /// Threads that read features from disk.
+    pub cold_read_threads: NonZeroUsize,
     /// Requests that may wait for the recorder; beyond it records are dropped and counted.
     pub recorder_queue_max: usize,
     /// Requests that may wait for their shadows; beyond it shadows are dropped and counted.

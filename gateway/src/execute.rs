@@ -302,7 +302,7 @@ impl Runner<'_> {
         verdict: &mut Option<Run>,
     ) -> Result<Output, Failure> {
         let Turn { version, alone, .. } = turn;
-        let bound = self.reader.bind(inputs, version);
+        let bound = self.reader.bind(inputs, version).await;
         let (tensors, features) = match bound {
             Ok(Bound::Shared(tensors)) => (Cow::Borrowed(tensors), None),
             Ok(Bound::Own(tensors, features)) => (Cow::Owned(tensors), Some(features)),

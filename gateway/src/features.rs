@@ -1,15 +1,18 @@
 //! From a request's tensors to a model's: by name for a model that takes them as they come, through
 //! its feature service for one that is bound to one.
 //!
-//! Reads of the online store happen in place: one batched get, in cache about as long as the model.
+//! Reads of the online store happen in place where all is in memory, which takes about as long as the
+//! model; what must come from disk is read by threads of its own (`cold`).
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use engine::{Signature, Tensor, TensorData};
 use featurestore::{
-    FeatureRow, FeatureStore, Field, FieldProblem, FieldType, Service, Status, Value,
+    FeatureRow, FeatureStore, Field, FieldProblem, FieldType, ReadError, Service, Status, Value,
 };
 
+use crate::cold::{ColdReadError, ColdReads};
 use crate::oip::NamedTensor;
 use crate::table::LoadedVersion;
 
@@ -74,17 +77,28 @@ pub(crate) enum InputError {
     Unreadable,
 }
 
+/// Why rows were not read.
+#[derive(Debug, thiserror::Error)]
+enum ReadFailure {
+    #[error(transparent)]
+    Store(#[from] ReadError),
+    #[error(transparent)]
+    Cold(#[from] ColdReadError),
+}
+
 /// Where features come from and how much of them.
 #[derive(Clone, Copy)]
 pub(crate) struct Reader<'s> {
     pub store: Option<&'s FeatureStore>,
+    /// Who reads what is not in memory, and until when; without it the disk is read in place.
+    pub cold: Option<(&'s ColdReads, Instant)>,
     pub rows_max: usize,
     pub at_ms: i64,
 }
 
 impl Reader<'_> {
     /// Makes the inputs of `version` from a request's tensors.
-    pub(crate) fn assemble(
+    pub(crate) async fn assemble(
         self,
         version: &LoadedVersion,
         columns: Vec<NamedTensor>,
@@ -106,7 +120,7 @@ impl Reader<'_> {
             (Some(service), Some(id)) => {
                 let requests = reader.requests(service, &columns)?;
                 let rows = requests.len();
-                let read = reader.rows_of(service, id, requests);
+                let read = reader.rows_of(service, id, requests).await;
                 let unreadable = read.is_none();
                 let (tensors, features) = read.unzip();
                 Ok(Inputs {
@@ -127,7 +141,7 @@ impl Reader<'_> {
     }
 
     /// The inputs for another version than the one that `inputs` were assembled for.
-    pub(crate) fn bind<'i>(
+    pub(crate) async fn bind<'i>(
         self,
         inputs: &'i Inputs,
         version: &LoadedVersion,
@@ -135,7 +149,7 @@ impl Reader<'_> {
         match (&version.service, &version.service_id, &inputs.features) {
             (Some(service), Some(id), Some(features)) if *id != features.service_id => {
                 let requests = self.requests(service, &inputs.columns)?;
-                let read = self.rows_of(service, id, requests);
+                let read = self.rows_of(service, id, requests).await;
                 let (tensors, features) = read.ok_or(InputError::Unreadable)?;
                 Ok(Bound::Own(tensors, features))
             }
@@ -154,16 +168,17 @@ impl Reader<'_> {
     }
 
     /// Reads the rows; `None`, with the cause in the log, where the store fails.
-    fn rows_of(
+    async fn rows_of(
         self,
-        service: &Service,
+        service: &Arc<Service>,
         id: &Arc<str>,
         requests: Vec<Vec<Value>>,
     ) -> Option<(Vec<Tensor>, Features)> {
-        let rows = match self.store {
-            _ if requests.is_empty() => Vec::new(),
-            Some(store) => store
-                .read_rows(service, &requests, self.at_ms)
+        let (requests, rows) = match self.store {
+            _ if requests.is_empty() => (requests, Vec::new()),
+            Some(store) => self
+                .read(store, service, requests)
+                .await
                 .inspect_err(|error| tracing::warn!(service = %id, %error, "features not read"))
                 .ok()?,
             None => return None,
@@ -181,6 +196,29 @@ impl Reader<'_> {
             rows: rows.into_iter().map(Arc::new).collect(),
         };
         Some((vec![tensor], features))
+    }
+
+    /// The requests and their rows: in place where all is in memory.
+    async fn read(
+        self,
+        store: &FeatureStore,
+        service: &Arc<Service>,
+        requests: Vec<Vec<Value>>,
+    ) -> Result<(Vec<Vec<Value>>, Vec<FeatureRow>), ReadFailure> {
+        let at_ms = self.at_ms;
+        let Some((cold, until)) = self.cold else {
+            let rows = store.read_rows(service, &requests, at_ms)?;
+            return Ok((requests, rows));
+        };
+        if let Some(rows) = store.rows_in_memory(service, &requests, at_ms)? {
+            return Ok((requests, rows));
+        }
+        let (store, service) = (store.clone(), Arc::clone(service));
+        let read = move || {
+            let rows = store.read_rows(&service, &requests, at_ms);
+            rows.map(|rows| (requests, rows))
+        };
+        Ok(cold.run(until, read).await??)
     }
 
     /// Turns columns into rows, each value checked against its field.

@@ -10,6 +10,7 @@ mod batcher;
 mod breaker;
 mod cli;
 mod clock;
+mod cold;
 mod config;
 mod control;
 mod cost;

@@ -17,6 +17,7 @@ use metrics::{
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
 use crate::access::Denied;
+use crate::cold::ColdReadMetrics;
 use crate::execute::Reason;
 use crate::pool::Left;
 use crate::table::ModelTable;
@@ -34,6 +35,7 @@ const CONNECTIONS: &str = "loopgate_connections";
 const CONNECTIONS_REFUSED: &str = "loopgate_connections_refused_total";
 const QUEUE: &str = "loopgate_queue_length";
 const DROPPED: &str = "loopgate_dropped_total";
+const COLD_READS: &str = "loopgate_cold_reads_total";
 const RECORDED: &str = "loopgate_recorded_rows_total";
 const RECORD_ERRORS: &str = "loopgate_record_errors_total";
 const SHADOW_ERRORS: &str = "loopgate_shadow_errors_total";
@@ -122,6 +124,7 @@ pub(crate) struct Metrics {
     pub connections_refused: Counter,
     pub records_dropped: Counter,
     pub shadows_dropped: Counter,
+    pub cold_reads: ColdReadMetrics,
     pub recorded: Counter,
     pub record_errors: Counter,
     pub shadow_errors: Counter,
@@ -166,6 +169,7 @@ impl Metrics {
 
     fn resolve(page: Option<PrometheusHandle>, seats: usize) -> Self {
         let dropped = |what: &'static str| counter!(DROPPED, "what" => what);
+        let cold = |outcome: &'static str| counter!(COLD_READS, "outcome" => outcome);
         let queue = |queue: &'static str| gauge!(QUEUE, "queue" => queue);
         let ingested = |kind: &'static str, outcome: &'static str| counter!(INGESTED, "kind" => kind, "outcome" => outcome);
         Self {
@@ -191,6 +195,11 @@ impl Metrics {
             connections_refused: counter!(CONNECTIONS_REFUSED),
             records_dropped: dropped("record"),
             shadows_dropped: dropped("shadow"),
+            cold_reads: ColdReadMetrics {
+                read: cold("read"),
+                refused: cold("refused"),
+                late: cold("late"),
+            },
             recorded: counter!(RECORDED),
             record_errors: counter!(RECORD_ERRORS),
             shadow_errors: counter!(SHADOW_ERRORS),
@@ -389,6 +398,10 @@ fn describe() {
     describe_counter!(
         DROPPED,
         "Requests whose records or shadows were dropped since a queue was full"
+    );
+    describe_counter!(
+        COLD_READS,
+        "Feature reads that had to go to the disk, by outcome: read, refused by a full queue, late"
     );
     describe_counter!(RECORDED, "Prediction rows handed to the prediction log");
     describe_counter!(RECORD_ERRORS, "Batches that the prediction log refused");

@@ -1,9 +1,9 @@
 //! The life of a prediction, on one thread from its first byte to its last:
 //! decode → admit → snapshot → route → features → run → record → encode.
 //!
-//! Nothing here locks or queues, but for the read of the online store and for a run that is too
-//! dear for the serving thread: that one is awaited. The wire is a parameter, so that HTTP and gRPC
-//! lead the same life.
+//! Nothing here locks or queues. Features that are not in memory and a run that is too dear for the
+//! serving thread are awaited from other threads. The wire is a parameter, so that HTTP and gRPC lead
+//! the same life.
 
 use std::borrow::Cow;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -186,8 +186,8 @@ pub(crate) async fn predict<W: Wire>(
     desk.join(&mut admitted, route.model)?;
     check_outputs(&route, &asked.outputs)?;
 
-    let reader = core.reader(asked.at_ms);
-    let inputs = Arc::new(reader.assemble(route.first, request.inputs)?);
+    let reader = core.reader(asked.at_ms, admitted.until());
+    let inputs = Arc::new(reader.assemble(route.first, request.inputs).await?);
     let features = laps.end(Phase::Features);
 
     let runner = Runner {

@@ -1,7 +1,8 @@
 //! `loopgate serve`: puts the process together, waits for its end, and takes it apart in order.
 //!
-//! Threads: one per serving core, the pool's workers, the recorder, the shadow worker, and this one,
-//! which runs what is not on the request path. Nothing of the request path is made after the listener is bound.
+//! Threads: one per serving core, the pool's workers, those of cold reads, the recorder, the shadow
+//! worker, and this one, which runs what is not on the request path. Nothing of the request path is made
+//! after the listener is bound.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -15,6 +16,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::access::{Gate, KeyWatch};
 use crate::admission::{Admission, InFlight};
 use crate::clock::Clock;
+use crate::cold::ColdReads;
 use crate::config::{FileModel, Limits, Security, ServeConfig, ServeRules};
 use crate::control::{ControlOptions, ControlThread};
 use crate::features::Reader;
@@ -55,6 +57,7 @@ pub(crate) struct Core {
     pub recorder: Recorder,
     pub shadows: Shadows,
     pub store: Option<FeatureStore>,
+    pub cold: ColdReads,
     pub metrics: Arc<Metrics>,
     pub connections: Connections,
     /// Set once, before anything listens.
@@ -91,10 +94,11 @@ impl Core {
         }
     }
 
-    /// The way from a request of that time to its features.
-    pub(crate) fn reader(&self, at_ms: i64) -> Reader<'_> {
+    /// The way from a request of that time to its features, which it waits for until its deadline.
+    pub(crate) fn reader(&self, at_ms: i64, until: Instant) -> Reader<'_> {
         Reader {
             store: self.store.as_ref(),
+            cold: Some((&self.cold, until)),
             rows_max: self.limits.rows_max,
             at_ms,
         }
@@ -124,6 +128,7 @@ impl Core {
 /// The threads behind the request path.
 pub(crate) struct Backstage {
     pool: Vec<JoinHandle<()>>,
+    cold: Vec<JoinHandle<()>>,
     recorder: JoinHandle<()>,
     shadows: JoinHandle<()>,
 }
@@ -229,6 +234,8 @@ pub(crate) fn assemble(
         queue_max: config.limits.pool_queue_max,
         metrics: Arc::clone(&metrics),
     })?;
+    let (cold, cold_threads) =
+        ColdReads::start(config.limits.cold_read_threads, metrics.cold_reads.clone())?;
     let core = Arc::new(Core {
         table,
         clock,
@@ -244,6 +251,7 @@ pub(crate) fn assemble(
         recorder,
         shadows,
         store,
+        cold,
         metrics,
         connections: Connections::default(),
         repository: OnceLock::new(),
@@ -251,6 +259,7 @@ pub(crate) fn assemble(
     });
     let backstage = Backstage {
         pool: pool_threads,
+        cold: cold_threads,
         recorder: recorder_thread,
         shadows: shadow_thread,
     };
@@ -392,7 +401,9 @@ async fn until_told_to_stop(mut signals: Signals, core: &Core, page: Page, mut w
 /// Writes what the requests left behind: shadows, then records, then the sealed log.
 pub(crate) fn close(core: &Core, backstage: Backstage) -> Result<()> {
     core.pool.stop();
+    core.cold.stop();
     join_workers(backstage.pool);
+    join_workers(backstage.cold);
     core.shadows.stop();
     if backstage.shadows.join().is_err() {
         tracing::error!("the shadow worker panicked");

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{Receiver, Sender, TrySendError, bounded};
 use engine::Tensor;
 use featurestore::{FeatureStore, Role};
+use futures_util::FutureExt as _;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
@@ -172,11 +173,13 @@ fn scored(
 ) -> Result<(Vec<Tensor>, FeatureSource), ScoreError> {
     let reader = Reader {
         store: options.store.as_ref(),
+        cold: None,
         rows_max: options.rows_max,
         at_ms: job.at_ms,
     };
     let until = Some(Instant::now() + options.run_max);
-    match reader.bind(&job.inputs, version) {
+    let bound = reader.bind(&job.inputs, version).now_or_never();
+    match bound.expect("a reader that reads the disk in place never waits") {
         Ok(Bound::Shared(tensors)) => {
             let outputs = score(version, options.seat, tensors, until)?;
             Ok((outputs, FeatureSource::with_answer(&job.inputs)))

@@ -1,5 +1,6 @@
 //! Feature reads: the states of all rows at one cut, from memory where they are hot, else by one batched
-//! get that also reads the sequence number that the tables are at.
+//! get that also reads the sequence number that the tables are at. A read that may not wait for the disk
+//! ends where a block is not in memory.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -15,13 +16,23 @@ use crate::value::Value;
 use crate::view_rows::{ViewKeys, ViewRows};
 use crate::window::ViewState;
 
-/// Assembles a row for each request, all of them as of one sequence number.
+/// How far a read may go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// Where a state is not in memory, there is no answer.
+    Memory,
+    /// What is not in memory is read from disk.
+    Disk,
+}
+
+/// Assembles a row for each request, all of them as of one sequence number; `None` where that is out of
+/// reach.
 pub(crate) fn rows(
-    shared: &Shared,
+    (shared, reach): (&Shared, Reach),
     service: &Service,
     requests: &[Vec<Value>],
     at_ms: i64,
-) -> Result<Vec<FeatureRow>, ReadError> {
+) -> Result<Option<Vec<FeatureRow>>, ReadError> {
     let views = service.needed_views();
     let mut keys = Keys::new(views, requests.len());
     for request in requests {
@@ -29,21 +40,24 @@ pub(crate) fn rows(
             keys.push(view, |out| service.encode_key(view, request, out));
         }
     }
-    let (states, as_of_seq) = Read::new(shared, &keys).states()?;
+    let Some((states, as_of_seq)) = Read::new(shared, reach, &keys).states()? else {
+        return Ok(None);
+    };
     let rows = requests.iter().enumerate().map(|(row, request)| {
         let places = &keys.places[row * views.len()..];
         let state = |view: usize| states.get(*places.get(view)?)?.as_deref();
         service.assemble_from(request, state, at_ms, as_of_seq)
     });
-    Ok(rows.collect())
+    Ok(Some(rows.collect()))
 }
 
-/// The states of some views' rows, all of them as of one sequence number.
+/// The states of some views' rows, all of them as of one sequence number; `None` where that is out of
+/// reach.
 pub(crate) fn views(
-    shared: &Shared,
+    (shared, reach): (&Shared, Reach),
     asked: &[ViewKeys<'_>],
     rows: usize,
-) -> Result<Vec<ViewRows>, ReadError> {
+) -> Result<Option<Vec<ViewRows>>, ReadError> {
     let views: Vec<_> = asked.iter().map(|keys| Arc::clone(keys.view)).collect();
     let mut keys = Keys::new(&views, rows);
     for row in 0..rows {
@@ -51,7 +65,9 @@ pub(crate) fn views(
             keys.push(view, |out| asked.encode(row, out));
         }
     }
-    let (states, as_of_seq) = Read::new(shared, &keys).states()?;
+    let Some((states, as_of_seq)) = Read::new(shared, reach, &keys).states()? else {
+        return Ok(None);
+    };
     let mut found: Vec<ViewRows> = views.iter().map(|view| ViewRows::new(view, rows)).collect();
     // Where in its view's rows the state of a key is.
     let mut slots = vec![None; states.len()];
@@ -64,7 +80,7 @@ pub(crate) fn views(
     for of_view in &mut found {
         of_view.as_of_seq = as_of_seq;
     }
-    Ok(found)
+    Ok(Some(found))
 }
 
 /// The keys of the states of each row, one for each view, in one buffer. Rows that follow one another
@@ -127,16 +143,21 @@ type States = Vec<Option<Arc<ViewState>>>;
 
 struct Read<'a> {
     shared: &'a Shared,
+    reach: Reach,
     keys: &'a Keys<'a>,
 }
 
 impl<'a> Read<'a> {
-    fn new(shared: &'a Shared, keys: &'a Keys<'a>) -> Self {
-        Self { shared, keys }
+    fn new(shared: &'a Shared, reach: Reach, keys: &'a Keys<'a>) -> Self {
+        Self {
+            shared,
+            reach,
+            keys,
+        }
     }
 
     /// The states and the cut at which they all are.
-    fn states(&self) -> Result<(States, u64), ReadError> {
+    fn states(&self) -> Result<Option<(States, u64)>, ReadError> {
         let count = self.keys.ends.len();
         let cut = self.shared.hot.cut();
         let mut states = Vec::with_capacity(count);
@@ -160,17 +181,21 @@ impl<'a> Read<'a> {
             states.push(state);
         }
         self.shared.metrics.states_from_memory.increment(hot);
-        if absent.is_empty() || self.fetch(absent.into_iter(), &mut states)? == cut {
-            return Ok((states, cut));
+        if absent.is_empty() {
+            return Ok(Some((states, cut)));
         }
-        // A group came in between: what was in memory is older than what the tables said.
-        self.fetch_all()
+        match self.fetch(absent.into_iter(), &mut states)? {
+            None => Ok(None),
+            Some(fetched) if fetched == cut => Ok(Some((states, cut))),
+            // A group came in between: what was in memory is older than what the tables said.
+            Some(_) => self.fetch_all(),
+        }
     }
 
-    fn fetch_all(&self) -> Result<(States, u64), ReadError> {
+    fn fetch_all(&self) -> Result<Option<(States, u64)>, ReadError> {
         let mut states = vec![None; self.keys.ends.len()];
         let cut = self.fetch(0..states.len(), &mut states)?;
-        Ok((states, cut))
+        Ok(cut.map(|cut| (states, cut)))
     }
 
     /// Reads some states from the tables, each once however many rows share it, and keeps them in
@@ -179,7 +204,7 @@ impl<'a> Read<'a> {
         &self,
         indices: impl Iterator<Item = usize>,
         states: &mut States,
-    ) -> Result<u64, ReadError> {
+    ) -> Result<Option<u64>, ReadError> {
         let mut wanted: Vec<(usize, &[u8])> = Vec::new();
         let mut places: Vec<(usize, usize)> = Vec::new();
         let mut known: HashMap<&[u8], usize> = HashMap::new();
@@ -195,8 +220,15 @@ impl<'a> Read<'a> {
         }
         let last_seq = Key::LastSeq.to_bytes();
         let asked = std::iter::once(&*last_seq).chain(wanted.iter().map(|(_, key)| *key));
-        let stored = self.shared.tables.get_many(Column::State, asked);
-        let mut stored = stored.map_err(ReadError::database)?.into_iter();
+        let tables = &self.shared.tables;
+        let stored = match self.reach {
+            Reach::Disk => tables.get_many(Column::State, asked).map(Some),
+            Reach::Memory => tables.get_many_cached(Column::State, asked),
+        };
+        let Some(stored) = stored.map_err(ReadError::database)? else {
+            return Ok(None);
+        };
+        let mut stored = stored.into_iter();
         let cut = match stored.next().flatten() {
             Some(bytes) => bytes.as_ref().try_into().map(u64::from_le_bytes),
             None => Ok(0),
@@ -218,6 +250,6 @@ impl<'a> Read<'a> {
         }
         let metrics = &self.shared.metrics;
         metrics.states_from_table.increment(wanted.len() as u64);
-        Ok(cut)
+        Ok(Some(cut))
     }
 }

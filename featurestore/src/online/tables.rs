@@ -11,7 +11,8 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use rocksdb::compaction_filter::Decision;
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType,
-    DBIterator, DBPinnableSlice, Direction, Error, IteratorMode, Options, WriteBatch, WriteOptions,
+    DBIterator, DBPinnableSlice, Direction, Error, ErrorKind, IteratorMode, Options, ReadOptions,
+    ReadTier, WriteBatch, WriteOptions,
 };
 
 use super::keys::{Column, Key};
@@ -71,9 +72,34 @@ impl Tables {
         column: Column,
         keys: impl IntoIterator<Item = &'a [u8]>,
     ) -> Result<Vec<Option<DBPinnableSlice<'_>>>, Error> {
+        self.get_many_with(column, keys, &ReadOptions::default())
+    }
+
+    /// [`Tables::get_many`] from write buffers and block cache alone; `None` where one of the keys, or
+    /// what tells where it is, would have to be read from disk.
+    pub(crate) fn get_many_cached<'a>(
+        &self,
+        column: Column,
+        keys: impl IntoIterator<Item = &'a [u8]>,
+    ) -> Result<Option<Vec<Option<DBPinnableSlice<'_>>>>, Error> {
+        let mut cached = ReadOptions::default();
+        cached.set_read_tier(ReadTier::BlockCache);
+        match self.get_many_with(column, keys, &cached) {
+            Ok(values) => Ok(Some(values)),
+            Err(error) if error.kind() == ErrorKind::Incomplete => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn get_many_with<'a>(
+        &self,
+        column: Column,
+        keys: impl IntoIterator<Item = &'a [u8]>,
+        options: &ReadOptions,
+    ) -> Result<Vec<Option<DBPinnableSlice<'_>>>, Error> {
         let keys: Vec<&[u8]> = keys.into_iter().collect();
         self.db
-            .batched_multi_get_cf(self.column(column), keys.iter(), false)
+            .batched_multi_get_cf_opt(self.column(column), keys.iter(), false, options)
             .into_iter()
             .collect()
     }

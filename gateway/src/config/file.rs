@@ -89,6 +89,7 @@ impl GatewayFile {
                 bytes: serving.in_flight_bytes_max.get(),
             },
             pool_queue_max: serving.pool_queue_max.get(),
+            cold_read_threads: serving.cold_read_threads,
             ingest_in_flight_max: ingest.in_flight_max.get(),
             rows_max: serving.rows_max.get(),
             deadline: duration(serving.deadline_ms),

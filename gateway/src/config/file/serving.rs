@@ -23,6 +23,8 @@ pub(in crate::config) struct ServingFile {
     pub in_place_us: u64,
     /// Threads of the pool. Default one per core.
     pub pool_threads: Option<NonZeroUsize>,
+    /// Threads that read features from disk which are not in memory. Default 4.
+    pub cold_read_threads: NonZeroUsize,
     /// Predictions that may wait in the pool for one version; beyond it 429. Default 512.
     pub pool_queue_max: NonZeroUsize,
     /// Rows of one batch in the pool; 1 turns batching off. Default 64.
@@ -46,6 +48,7 @@ impl Default for ServingFile {
             in_flight_bytes_max: size(256 << 20),
             in_place_us: 100,
             pool_threads: None,
+            cold_read_threads: size(4),
             pool_queue_max: size(512),
             batch_rows_max: size(64),
             deadline_ms: nonzero(1000),
