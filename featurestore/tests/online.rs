@@ -5,6 +5,8 @@
 mod applied;
 #[path = "online/crash.rs"]
 mod crash;
+#[path = "online/disk.rs"]
+mod disk;
 #[path = "online/events.rs"]
 mod events;
 #[path = "online/flights.rs"]
@@ -13,13 +15,21 @@ mod flights;
 mod formats;
 #[path = "online/history.rs"]
 mod history;
+#[path = "online/kills.rs"]
+mod kills;
 #[path = "online/labels.rs"]
 mod labels;
+#[path = "online/power.rs"]
+mod power;
 #[path = "online/predictions.rs"]
 mod predictions;
+#[path = "online/strace.rs"]
+mod strace;
 #[path = "online/travel.rs"]
 mod travel;
 #[path = "online/verifier.rs"]
 mod verifier;
 #[path = "online/views.rs"]
 mod views;
+#[path = "online/workload.rs"]
+mod workload;

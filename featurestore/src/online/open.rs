@@ -116,7 +116,13 @@ fn read_counters(tables: &Tables) -> Result<(u64, Counters), OpenError> {
     Ok((last_seq, counters))
 }
 
-fn check_mark(acked: Acked, last_seq: u64, label_seq: u64) -> Result<(), OpenError> {
+fn check_mark(acked: Option<Acked>, last_seq: u64, label_seq: u64) -> Result<(), OpenError> {
+    let Some(acked) = acked else {
+        if (last_seq, label_seq) != (0, 0) {
+            tracing::warn!("no high-water mark can be read: a cut log would not have been seen");
+        }
+        return Ok(());
+    };
     if acked.seq <= last_seq && acked.label_seq <= label_seq {
         return Ok(());
     }

@@ -18,14 +18,14 @@ use uuid::Uuid;
 
 const CHILD: &str = "LOOPGATE_CRASH_CHILD";
 const CYCLES: &str = "LOOPGATE_CRASH_CYCLES";
-const BATCH: u64 = 5;
+pub(crate) const BATCH: u64 = 5;
 
 #[test]
 fn acknowledged_events_and_labels_survive_kill_9_and_count_once() {
     if let Ok(folder) = std::env::var(CHILD) {
         return ingest_for_ever(Path::new(&folder));
     }
-    let cycles = std::env::var(CYCLES).map_or(10, |text| text.parse().unwrap());
+    let cycles = std::env::var(CYCLES).map_or(50, |text| text.parse().unwrap());
     let folder = tempfile::tempdir().unwrap();
     let mut traffic = Traffic::new(21);
     for cycle in 0..cycles {
@@ -66,7 +66,7 @@ fn ledger(folder: &Path) -> Vec<u64> {
 }
 
 /// Batch `number`: its events have flight ids from `number * BATCH` on.
-fn batch(store: &FeatureStore, number: u64) -> Vec<Event> {
+pub(crate) fn batch(store: &FeatureStore, number: u64) -> Vec<Event> {
     let source = store.definitions().source("departures").unwrap();
     let event = |id: u64| {
         let at_ms = START_MS + i64::try_from(id).unwrap();
@@ -84,7 +84,7 @@ fn batch(store: &FeatureStore, number: u64) -> Vec<Event> {
     (number * BATCH..(number + 1) * BATCH).map(event).collect()
 }
 
-fn label(number: u64) -> Label {
+pub(crate) fn label(number: u64) -> Label {
     Label {
         prediction: PredictionKey {
             id: Uuid::from_u128(u128::from(number)),
@@ -172,11 +172,18 @@ fn check(folder: &Path, acked: &[u64]) {
     assert_eq!(stats.events % BATCH, 0);
     assert_eq!(rows[0].as_of_seq, stats.events);
     // Each acknowledged batch is there: sent again, all of it is a duplicate.
-    for &number in acked {
-        let again = store.ingest_events_blocking(batch(&store, number), now_ms);
-        assert_eq!(again.unwrap().duplicates, BATCH, "batch {number}");
-        let again = store.ingest_labels_blocking(vec![label(number)], now_ms);
-        assert_eq!(again.unwrap().duplicates, 1, "label {number}");
+    for numbers in acked.chunks(50) {
+        let events = numbers.iter().flat_map(|number| batch(&store, *number));
+        let again = store.ingest_events_blocking(events.collect(), now_ms);
+        let sent = numbers.len() as u64;
+        assert_eq!(
+            again.unwrap().duplicates,
+            sent * BATCH,
+            "batches {numbers:?}"
+        );
+        let labels = numbers.iter().map(|number| label(*number)).collect();
+        let again = store.ingest_labels_blocking(labels, now_ms);
+        assert_eq!(again.unwrap().duplicates, sent, "labels {numbers:?}");
     }
     let (outcomes, _) = store.outcomes(OutcomeCursor::default(), 10_000).unwrap();
     assert!(outcomes.is_empty(), "no prediction was recorded");
