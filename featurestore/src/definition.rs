@@ -13,9 +13,10 @@ mod written;
 use std::path::Path;
 use std::sync::Arc;
 
+pub(crate) use self::view::Tiling;
 pub use self::view::{
-    Aggregate, Filter, Measure, MeasureKind, View, ViewFeature, ViewKey, WINDOW_TILES, WINDOWS_MAX,
-    Window, WindowKind,
+    Aggregate, Decay, Filter, Measure, MeasureKind, Summary, SummaryKind, View, ViewFeature,
+    ViewKey, WINDOW_TILES, WINDOWS_MAX, Window, WindowKind,
 };
 use crate::project_file::{ProjectFileError, ProjectText};
 use crate::service::Service;

@@ -31,9 +31,9 @@ pub mod window;
 pub use applied::{Application, Applied, ApplyError, ChangedMeaning, VersionName, Versioned};
 pub use backfill::{BackfillRequest, Backfilled, HistoryError, ImportRequest, Imported};
 pub use definition::{
-    Aggregate, DefinitionError, Definitions, DurationError, Entity, Filter, Meaning, Measure,
-    MeasureKind, Source, View, ViewFeature, ViewKey, WINDOW_TILES, WINDOWS_MAX, Window, WindowKind,
-    parse_duration_ms,
+    Aggregate, Decay, DefinitionError, Definitions, DurationError, Entity, Filter, Meaning,
+    Measure, MeasureKind, Source, Summary, SummaryKind, View, ViewFeature, ViewKey, WINDOW_TILES,
+    WINDOWS_MAX, Window, WindowKind, parse_duration_ms,
 };
 pub use event::{Event, EventError, EventProblem};
 pub use join::PointInTime;

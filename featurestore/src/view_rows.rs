@@ -104,7 +104,10 @@ impl Readings<'_> {
     /// One feature of one slot in its own type, as `ViewState::value` gives it.
     pub fn value(&self, slot: usize, index: usize) -> (Value, Status, i64) {
         match self.states.get(slot).and_then(Option::as_ref) {
-            Some(reading) => reading.value(index),
+            Some(reading) => {
+                let (value, status, event_ms) = reading.value(index);
+                (value.into_owned(), status, event_ms)
+            }
             None => (Value::Null, Status::NotFound, 0),
         }
     }

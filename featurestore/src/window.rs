@@ -6,15 +6,25 @@
 //! A window read at `t` covers tile `c = floor(t / tile)` and the eleven before it: its older end
 //! is off by at most one tile, and an event dated after `t` counts once `t` reaches its tile.
 //! Integer sums make any arrival order give the same bits. Sparse: only tiles with events exist.
-//! A read costs tens of nanoseconds a feature and allocates nothing.
+//! A read costs tens of nanoseconds a feature and allocates nothing. What a view asks for beyond counts,
+//! sums and latest values lies beside the cells (`summary`, `decay`) and costs only that view.
 
 mod codec;
+mod decay;
+mod distinct;
+mod quantiles;
+mod reading;
+mod squares;
+mod summary;
 
-use crate::definition::{Aggregate, MeasureKind, View, ViewFeature, WINDOWS_MAX};
+use self::decay::Decays;
+use self::summary::TileSummary;
+use crate::definition::{MeasureKind, View};
 use crate::event::Event;
-use crate::value::{FieldType, Value};
+use crate::value::Value;
 
 pub use self::codec::StateError;
+pub(crate) use self::reading::Reading;
 
 /// How well a feature value is known. The names are Feast's where it has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -104,6 +114,9 @@ pub struct ViewState {
     tiles: Vec<Tile>,
     /// One for each measure of each tile, in the order of `tiles`
     cells: Vec<Cell>,
+    /// One for each of the view's `summaries` of each tile, in the same order
+    summaries: Vec<TileSummary>,
+    decays: Decays,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -150,10 +163,11 @@ impl ViewState {
             let tiling = window.tiling();
             let number = tiling.tile_of(event.event_ms);
             if tiling.holds(number, newest_ms) {
-                self.fold_tile(view, event, (index, number));
+                self.fold_tile(view, (event, seq), (index, number));
                 applied = true;
             }
         }
+        applied |= self.decays.fold(view, event, newest_ms);
         if applied {
             Folded::Applied
         } else {
@@ -177,35 +191,13 @@ impl ViewState {
     /// Reads one feature in its own type (`ViewFeature::ty`): the value, `Null` unless the status is
     /// `Present`, and the time of the newest event as in `Feature`.
     pub fn value(&self, view: &View, index: usize, at_ms: i64) -> (Value, Status, i64) {
-        self.reading(view, at_ms).value(index)
+        let (value, status, event_ms) = self.reading(view, at_ms).value(index);
+        (value.into_owned(), status, event_ms)
     }
 
     /// Finds the tiles that each window covers at `at_ms`, for reading several features.
     pub(crate) fn reading<'a>(&'a self, view: &'a View, at_ms: i64) -> Reading<'a> {
-        let mut covered = [(0, 0); WINDOWS_MAX];
-        let mut next = 0;
-        for (index, (window, covered)) in view.windows.iter().zip(&mut covered).enumerate() {
-            let current = window.tile_of(at_ms);
-            let oldest = current - window.tiles_read() + 1;
-            let own = self.tiles[next..]
-                .iter()
-                .take_while(|tile| tile.window == index);
-            let (mut before, mut until) = (0, 0);
-            let mut count = 0;
-            for tile in own {
-                before += usize::from(tile.number < oldest);
-                until += usize::from(tile.number <= current);
-                count += 1;
-            }
-            *covered = (index_of(next + before), index_of(next + until));
-            next += count;
-        }
-        Reading {
-            state: self,
-            view,
-            at_ms,
-            covered,
-        }
+        Reading::new(self, view, at_ms)
     }
 
     /// Time of the newest event folded.
@@ -219,6 +211,9 @@ impl ViewState {
             + self.last.iter().map(Value::bytes).sum::<usize>()
             + size_of::<Tile>() * self.tiles.capacity()
             + size_of::<Cell>() * self.cells.capacity()
+            + size_of::<TileSummary>() * self.summaries.capacity()
+            + self.summaries.iter().map(TileSummary::bytes).sum::<usize>()
+            + self.decays.bytes()
     }
 
     /// Lets go of the tiles that no read at `at_ms` or later covers. What is folded and read from then on
@@ -229,6 +224,7 @@ impl ViewState {
         if self.tiles.len() < held {
             self.tiles.shrink_to_fit();
             self.cells.shrink_to_fit();
+            self.summaries.shrink_to_fit();
         }
     }
 
@@ -247,30 +243,14 @@ impl ViewState {
         true
     }
 
-    fn fold_tile(&mut self, view: &View, event: &Event, place: (usize, i64)) {
-        let width = view.measures.len();
+    fn fold_tile(&mut self, view: &View, numbered: (&Event, u64), place: (usize, i64)) {
+        let (event, seq) = numbered;
         let found = self
             .tiles
             .binary_search_by_key(&place, |tile| (tile.window, tile.number));
-        let index = match found {
-            Ok(index) => index,
-            Err(index) => {
-                let (window, number) = place;
-                self.tiles.insert(
-                    index,
-                    Tile {
-                        window,
-                        number,
-                        rows: 0,
-                    },
-                );
-                let at = index * width;
-                self.cells
-                    .splice(at..at, std::iter::repeat_n(Cell::default(), width));
-                index
-            }
-        };
+        let index = found.unwrap_or_else(|index| self.insert_tile(view, index, place));
         self.tiles[index].rows += 1;
+        let width = view.measures.len();
         let cells = &mut self.cells[index * width..(index + 1) * width];
         for (cell, measure) in cells.iter_mut().zip(&view.measures) {
             if let Some(term) = term(measure.kind, &event.values[measure.field]) {
@@ -278,11 +258,39 @@ impl ViewState {
                 cell.sum = cell.sum.saturating_add(term).clamp(-SUM_MAX, SUM_MAX);
             }
         }
+        let width = view.summaries.len();
+        let own = &mut self.summaries[index * width..(index + 1) * width];
+        for (held, summary) in own.iter_mut().zip(&view.summaries) {
+            held.add(event, seq, summary.field);
+        }
     }
 
-    /// Drops the tiles that no window holds when the newest event is of `newest_ms`.
-    fn evict(&mut self, view: &View, newest_ms: i64) {
+    fn insert_tile(&mut self, view: &View, index: usize, place: (usize, i64)) -> usize {
+        let (window, number) = place;
+        self.tiles.insert(
+            index,
+            Tile {
+                window,
+                number,
+                rows: 0,
+            },
+        );
         let width = view.measures.len();
+        let at = index * width;
+        self.cells
+            .splice(at..at, std::iter::repeat_n(Cell::default(), width));
+        let at = index * view.summaries.len();
+        let summaries = view.summaries.iter();
+        self.summaries.splice(
+            at..at,
+            summaries.map(|summary| TileSummary::new(summary.kind)),
+        );
+        index
+    }
+
+    /// Drops the tiles that are not held when the newest event is of `newest_ms`.
+    fn evict(&mut self, view: &View, newest_ms: i64) {
+        self.decays.evict(view, newest_ms);
         let held = |tile: &Tile| {
             let tiling = view.windows[tile.window].tiling();
             tiling.holds(tile.number, newest_ms)
@@ -290,162 +298,25 @@ impl ViewState {
         if self.tiles.iter().all(held) {
             return;
         }
+        let (width, summaries) = (view.measures.len(), view.summaries.len());
         let mut kept = 0;
         for index in 0..self.tiles.len() {
             if held(&self.tiles[index]) {
                 self.tiles[kept] = self.tiles[index];
                 self.cells
                     .copy_within(index * width..(index + 1) * width, kept * width);
+                for summary in 0..summaries {
+                    let (to, from) = (kept * summaries + summary, index * summaries + summary);
+                    self.summaries.swap(to, from);
+                }
                 kept += 1;
             }
         }
         self.tiles.truncate(kept);
         self.cells.truncate(kept * width);
+        self.summaries.truncate(kept * summaries);
     }
 }
-
-/// A state at a time: which tiles each window covers is known.
-pub(crate) struct Reading<'a> {
-    state: &'a ViewState,
-    view: &'a View,
-    at_ms: i64,
-    /// Start and end in `state.tiles`, for each window
-    covered: [(u16, u16); WINDOWS_MAX],
-}
-
-impl<'a> Reading<'a> {
-    /// Time of the newest event folded.
-    pub(crate) fn newest_ms(&self) -> Option<i64> {
-        self.state.newest_ms()
-    }
-
-    /// What the newest event left behind for a `last`, as it is; `None` for a feature that is computed.
-    /// Where the state has no values at all, the status says why.
-    pub(crate) fn kept(&self, index: usize) -> Result<Option<&'a Value>, Feature> {
-        match self.known(index)?.0.aggregate {
-            Aggregate::Last { slot } => Ok(Some(self.state.last.get(slot).unwrap_or(&Value::Null))),
-            _ => Ok(None),
-        }
-    }
-
-    /// The feature of that index in the view, as a model takes it; a string has no such value.
-    pub(crate) fn feature(&self, index: usize) -> Feature {
-        let (feature, event_ms) = match self.known(index) {
-            Ok(known) => known,
-            Err(missing) => return missing,
-        };
-        match self.number(feature.aggregate, event_ms) {
-            Some(value) => Feature {
-                value: value as f32,
-                status: Status::Present,
-                event_ms,
-            },
-            None => Feature::missing(Status::NullValue, event_ms),
-        }
-    }
-
-    /// The same in the feature's own type.
-    pub(crate) fn value(&self, index: usize) -> (Value, Status, i64) {
-        let (feature, event_ms) = match self.known(index) {
-            Ok(known) => known,
-            Err(missing) => return (Value::Null, missing.status, missing.event_ms),
-        };
-        let value = match (feature.aggregate, feature.ty) {
-            (Aggregate::Last { slot }, _) => self.state.last.get(slot).cloned(),
-            (aggregate, FieldType::Int) => {
-                let number = self.number(aggregate, event_ms);
-                number.map(|number| Value::Int(number as i64))
-            }
-            (aggregate, _) => self.number(aggregate, event_ms).map(Value::Float),
-        };
-        match value.filter(|value| !value.is_null()) {
-            Some(value) => (value, Status::Present, event_ms),
-            None => (Value::Null, Status::NullValue, event_ms),
-        }
-    }
-
-    /// A feature of the view and the time of the newest event, or why it has no value at all.
-    fn known(&self, index: usize) -> Result<(&ViewFeature, i64), Feature> {
-        let (Some(latest), Some(feature)) = (self.state.latest, self.view.features.get(index))
-        else {
-            return Err(Feature::missing(Status::NotFound, 0));
-        };
-        let age_ms = self.at_ms.saturating_sub(latest.event_ms);
-        if self.view.ttl_ms.is_some_and(|ttl_ms| age_ms > ttl_ms) {
-            return Err(Feature::missing(Status::OutsideMaxAge, latest.event_ms));
-        }
-        Ok((feature, latest.event_ms))
-    }
-
-    /// `None` where there is no value or none that is a number.
-    fn number(&self, aggregate: Aggregate, event_ms: i64) -> Option<f64> {
-        match aggregate {
-            Aggregate::Count { window } => Some(self.rows(window)),
-            Aggregate::Sum { window, measure } => {
-                let total = self.total(window, measure);
-                Some(to_f64(total.sum) / self.units(measure))
-            }
-            Aggregate::Mean { window, measure } | Aggregate::Rate { window, measure } => {
-                let total = self.total(window, measure);
-                let mean = || to_f64(total.sum) / self.units(measure) / total.present as f64;
-                (total.present > 0).then(mean)
-            }
-            Aggregate::Last { slot } => self.state.last.get(slot)?.as_f64(),
-            // An event dated ahead of the reader has no age yet.
-            Aggregate::AgeOfLast => {
-                let age_ms = self.at_ms.saturating_sub(event_ms).max(0);
-                Some(age_ms as f64 / HOUR_MS)
-            }
-        }
-    }
-
-    fn rows(&self, window: usize) -> f64 {
-        let tiles = &self.state.tiles[self.covered(window)];
-        tiles.iter().map(|tile| tile.rows).sum::<u64>() as f64
-    }
-
-    fn total(&self, window: usize, measure: usize) -> Cell {
-        let width = self.view.measures.len();
-        let covered = self.covered(window);
-        let cells = &self.state.cells[covered.start * width..covered.end * width];
-        let mut total = Cell::default();
-        for tile in cells.chunks_exact(width) {
-            let cell = &tile[measure];
-            total.present += cell.present;
-            // Twelve sums of up to 2^125 do not fit 128 bits.
-            total.sum = total.sum.saturating_add(cell.sum);
-        }
-        total
-    }
-
-    fn covered(&self, window: usize) -> std::ops::Range<usize> {
-        let (start, end) = self.covered[window];
-        usize::from(start)..usize::from(end)
-    }
-
-    /// What a measure's sum is divided by.
-    fn units(&self, measure: usize) -> f64 {
-        match self.view.measures[measure].kind {
-            MeasureKind::Number => SUM_UNITS,
-            MeasureKind::Truth => 1.0,
-        }
-    }
-}
-
-fn index_of(tile: usize) -> u16 {
-    u16::try_from(tile).expect("a state has twelve tiles of sixteen windows at most")
-}
-
-/// `sum as f64`; nearly all sums fit 64 bits, for which there is an instruction.
-fn to_f64(sum: i128) -> f64 {
-    match i64::try_from(sum) {
-        Ok(sum) => sum as f64,
-        Err(_) => sum as f64,
-    }
-}
-
-/// Milliseconds in the unit of `age_of_last`.
-const HOUR_MS: f64 = 3_600_000.0;
 
 /// What a value adds to its measure's sum; `None` for null.
 fn term(kind: MeasureKind, value: &Value) -> Option<i128> {

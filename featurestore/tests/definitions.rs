@@ -289,6 +289,41 @@ fn what_cannot_be_computed_is_refused() {
             "features.toml:18: key `features`: `count` needs the view to have `windows`",
         ),
         (
+            "{ count = true }",
+            "{ distinct = \"minutes\" }",
+            "features.toml:19: key `distinct`: `minutes` is of type float, not bool or int or string or time",
+        ),
+        (
+            "{ count = true }",
+            "{ std = \"carrier\" }",
+            "features.toml:19: key `std`: `carrier` is of type string, not int or float",
+        ),
+        (
+            "{ count = true }",
+            "{ quantile = { field = \"minutes\", q = [] } }",
+            "features.toml:19: key `q`: is empty",
+        ),
+        (
+            "{ count = true }",
+            "{ quantile = { field = \"minutes\", q = [0.5, 1.0] } }",
+            "features.toml:19: key `q`: `1` is not above 0, below 1, in millionths",
+        ),
+        (
+            "{ count = true }",
+            "{ quantile = { field = \"minutes\", q = [0.29, 0.29] } }",
+            "features.toml:19: key `features`: feature `p29_minutes_1h` is defined twice",
+        ),
+        (
+            "{ count = true }",
+            "{ decayed_count = { half_life = \"30s\" } }",
+            "features.toml:19: key `half_life`: `30s` is not from a minute to 90 days",
+        ),
+        (
+            "{ count = true }",
+            "{ decayed_mean = { field = \"late\", half_life = \"1h\" } }",
+            "features.toml:19: key `field`: `late` is of type bool, not int or float",
+        ),
+        (
             "mean = \"minutes\"",
             "mean = \"late\"",
             "features.toml:19: key `mean`: `late` is of type bool, not int or float",
@@ -405,6 +440,24 @@ fn a_view_whose_layout_changes_gets_another_id() {
     let as_is = id("", "");
     assert_eq!(as_is, id("ttl = \"7d\"", "ttl = \"8d\""));
     assert_eq!(as_is, id("{ sum = \"minutes\" }, ", ""));
+    let with = |more: &str| id("{ sum = \"minutes\" }", more);
+    let extremes = with("{ sum = \"minutes\" }, { min = \"minutes\" }");
+    assert_eq!(
+        extremes,
+        with("{ sum = \"minutes\" }, { max = \"minutes\" }")
+    );
+    let others = [
+        as_is,
+        extremes,
+        with("{ sum = \"minutes\" }, { std = \"minutes\" }"),
+        with("{ sum = \"minutes\" }, { decayed_count = { half_life = \"1h\" } }"),
+        with("{ sum = \"minutes\" }, { decayed_count = { half_life = \"2h\" } }"),
+        with(
+            "{ sum = \"minutes\" }, { decayed_mean = { field = \"minutes\", half_life = \"1h\" } }",
+        ),
+        id("\"7d\"]", "\"7d tumbling\"]"),
+    ];
+    assert_eq!(std::collections::HashSet::from(others).len(), others.len());
     assert_ne!(as_is, id("\"7d\"]", "\"8d\"]"));
     assert_ne!(as_is, id("time =", "lateness = \"2d\"\ntime ="));
     assert_ne!(as_is, id("equals = \"AA\"", "equals = \"UA\""));

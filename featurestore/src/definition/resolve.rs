@@ -1,5 +1,6 @@
 //! From the file as written to definitions in which every name is found.
 
+mod aggregate;
 mod column;
 mod derived;
 mod service;

@@ -38,6 +38,10 @@ pub struct View {
     pub filter: Option<Filter>,
     /// Fields summed in each tile
     pub measures: Vec<Measure>,
+    /// What each tile keeps beside those
+    pub summaries: Vec<Summary>,
+    /// What fades instead of leaving a window
+    pub decays: Vec<Decay>,
     /// Source indices of the fields kept of the newest event
     pub last_fields: Vec<usize>,
     /// What can be read, in the order of the file
@@ -156,6 +160,62 @@ pub enum MeasureKind {
     Truth,
 }
 
+/// What each tile keeps of a field beside its count and sum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Summary {
+    /// Source index
+    pub field: usize,
+    /// Of what kind
+    pub kind: SummaryKind,
+}
+
+/// A kind of summary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SummaryKind {
+    /// The smallest and largest value
+    Extremes,
+    /// The sum of squares
+    Squares,
+    /// The oldest event's value
+    First,
+    /// The different values: exactly 256, beyond that as HyperLogLog registers
+    Distinct,
+    /// How many values lie in each of up to 512 buckets
+    Quantiles,
+}
+
+impl SummaryKind {
+    /// Its name in the layout of a state.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Extremes => "extremes",
+            Self::Squares => "squares",
+            Self::First => "first",
+            Self::Distinct => "distinct",
+            Self::Quantiles => "quantiles",
+        }
+    }
+}
+
+/// Events that weigh less the older they are, halved with each half-life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decay {
+    /// In milliseconds
+    pub half_life_ms: i64,
+    /// Source index of the field whose values are averaged; `None` to count events
+    pub field: Option<usize>,
+}
+
+impl Decay {
+    /// Twelve tiles of two half-lives each.
+    pub(crate) fn tiling(&self) -> Tiling {
+        Tiling {
+            tile_ms: 2 * self.half_life_ms,
+            held: WINDOW_TILES,
+        }
+    }
+}
+
 /// One readable feature of a view.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ViewFeature {
@@ -167,7 +227,8 @@ pub struct ViewFeature {
     pub aggregate: Aggregate,
 }
 
-/// How a feature is computed; indices are into the view's `windows`, `measures`, `last_fields`.
+/// How a feature is computed; indices are into the view's `windows`, `measures`, `summaries`,
+/// `last_fields` and `decays`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Aggregate {
     /// Events in the window
@@ -196,6 +257,63 @@ pub enum Aggregate {
         /// Of what
         measure: usize,
     },
+    /// Smallest of the non-null values
+    Min {
+        /// Which window
+        window: usize,
+        /// Of what
+        summary: usize,
+    },
+    /// Largest of the non-null values
+    Max {
+        /// Which window
+        window: usize,
+        /// Of what
+        summary: usize,
+    },
+    /// Standard deviation of the non-null values as a sample (divided by n - 1); null below two
+    Std {
+        /// Which window
+        window: usize,
+        /// Of what
+        measure: usize,
+        /// Of the same
+        summary: usize,
+    },
+    /// The value of the window's oldest event, of those of one time the one with the lowest number
+    First {
+        /// Which window
+        window: usize,
+        /// Of what
+        summary: usize,
+    },
+    /// Different non-null values: exact up to 256 a tile, beyond that with a standard error of 2.3 %
+    Distinct {
+        /// Which window
+        window: usize,
+        /// Of what
+        summary: usize,
+    },
+    /// The non-null value of rank ⌊q·(n-1)⌋, within 1/128 of it where a tile's values need no more than
+    /// 512 buckets (`window/quantiles.rs`)
+    Quantile {
+        /// Which window
+        window: usize,
+        /// Of what
+        summary: usize,
+        /// q in millionths
+        millionths: u32,
+    },
+    /// Events, each of age a weighing 2^(-a / half-life)
+    DecayedCount {
+        /// Which decay
+        decay: usize,
+    },
+    /// Mean of the non-null values in the same weights
+    DecayedMean {
+        /// Which decay
+        decay: usize,
+    },
     /// The newest event's value
     Last {
         /// Of what
@@ -214,14 +332,23 @@ impl Filter {
 }
 
 impl Aggregate {
-    /// The window that it is over; `None` for what the newest event alone says.
+    /// The window that it is over; `None` for what the newest event alone says and for what fades.
     pub fn window(self) -> Option<usize> {
         match self {
             Self::Count { window }
             | Self::Sum { window, .. }
             | Self::Mean { window, .. }
-            | Self::Rate { window, .. } => Some(window),
-            Self::Last { .. } | Self::AgeOfLast => None,
+            | Self::Rate { window, .. }
+            | Self::Min { window, .. }
+            | Self::Max { window, .. }
+            | Self::Std { window, .. }
+            | Self::First { window, .. }
+            | Self::Distinct { window, .. }
+            | Self::Quantile { window, .. } => Some(window),
+            Self::DecayedCount { .. }
+            | Self::DecayedMean { .. }
+            | Self::Last { .. }
+            | Self::AgeOfLast => None,
         }
     }
 }

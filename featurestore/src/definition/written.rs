@@ -105,6 +105,22 @@ pub(super) struct AggregateText {
     pub(super) mean: Option<Text>,
     /// A `bool` field: its share of trues in each window.
     pub(super) rate: Option<Text>,
+    /// An `int` or `float` field: its smallest value in each window.
+    pub(super) min: Option<Text>,
+    /// An `int` or `float` field: its largest value in each window.
+    pub(super) max: Option<Text>,
+    /// An `int` or `float` field: its standard deviation in each window, as of a sample (n - 1).
+    pub(super) std: Option<Text>,
+    /// A field: its value in the oldest event of each window, of the field's type.
+    pub(super) first: Option<Text>,
+    /// A `bool`, `int`, `string` or `time` field: how many values it has in each window, about.
+    pub(super) distinct: Option<Text>,
+    /// Quantiles of a field in each window, about.
+    pub(super) quantile: Option<QuantileText>,
+    /// The number of events, each weighing half after every half-life.
+    pub(super) decayed_count: Option<DecayedCountText>,
+    /// The mean of a field in the same weights.
+    pub(super) decayed_mean: Option<DecayedMeanText>,
     /// A field: its value in the newest event, of the field's type.
     pub(super) last: Option<Text>,
     /// `true`: hours since the newest event.
@@ -122,6 +138,34 @@ pub(super) struct DerivedText {
     pub(super) name: Text,
     /// Over features of views and request fields of the services that use it.
     pub(super) expression: Text,
+}
+
+/// `quantile = { field = "delay", q = [0.5, 0.99] }`: `p50_delay_1h`, `p99_delay_1h`.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct QuantileText {
+    /// An `int` or `float` field.
+    pub(super) field: Text,
+    /// Above 0 and below 1, in millionths at the finest.
+    pub(super) q: Spanned<Vec<Spanned<f64>>>,
+}
+
+/// `decayed_count = { half_life = "6h" }`: `decayed_count_6h`.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DecayedCountText {
+    /// From a minute to 90 days.
+    pub(super) half_life: Text,
+}
+
+/// `decayed_mean = { field = "delay", half_life = "6h" }`: `decayed_mean_delay_6h`.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DecayedMeanText {
+    /// An `int` or `float` field.
+    pub(super) field: Text,
+    /// From a minute to 90 days.
+    pub(super) half_life: Text,
 }
 
 /// `[[service]]`: the features of a model.

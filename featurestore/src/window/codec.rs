@@ -2,8 +2,8 @@
 //!
 //! Layout: version; 0 for an empty state, else 1 and the newest event's time and sequence number;
 //! the value of each kept field; for each window a 16-bit mask of the tiles that exist, bit k being
-//! the k-th before the newest; then each tile's rows and, per measure, nulls and sum. Integers are
-//! variable-length. The reader takes any bytes: it checks every bound and never panics, nor does a
+//! the k-th before the newest; then each tile's rows and, per measure, nulls and sum, and its summaries;
+//! then the decays' masks and tiles in the same way. Integers are variable-length. The reader takes any bytes: it checks every bound and never panics, nor does a
 //! fold into or a read from what it accepted.
 //!
 //! Format 1 kept every value as an f32. It is read where that is exact, for truths; a view that keeps
@@ -11,8 +11,10 @@
 
 use thiserror::Error;
 
+use super::decay::Decays;
+use super::summary::TileSummary;
 use super::{Cell, Latest, SUM_MAX, Tile, ViewState};
-use crate::definition::View;
+use crate::definition::{Decay, Tiling, View, Window};
 use crate::value::{Field, Value, ValueDecodeError};
 use crate::varint;
 
@@ -23,7 +25,7 @@ const STATE_VERSION: u8 = 2;
 const STATE_VERSION_1: u8 = 1;
 
 /// No tile counts more rows, so that twelve of them add up without overflow.
-const ROWS_MAX: u64 = 1 << 56;
+pub(super) const ROWS_MAX: u64 = 1 << 56;
 
 /// Why bytes are not a state of the view.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -65,36 +67,40 @@ impl ViewState {
         for value in &self.last {
             value.encode(out);
         }
-        let mut tiles = self.tiles.iter().peekable();
         for (index, window) in view.windows.iter().enumerate() {
+            let own = self.tiles.iter().filter(|tile| tile.window == index);
             let newest = window.tile_of(latest.event_ms);
-            let mut mask = 0u16;
-            while let Some(tile) = tiles.next_if(|tile| tile.window == index) {
-                mask |= 1 << (newest - tile.number);
-            }
-            out.extend_from_slice(&mask.to_le_bytes());
+            put_mask(newest, own.map(|tile| tile.number), out);
         }
-        let width = view.measures.len();
+        let (width, summaries) = (view.measures.len(), view.summaries.len());
         for (index, tile) in self.tiles.iter().enumerate() {
             varint::put(tile.rows, out);
             for cell in &self.cells[index * width..(index + 1) * width] {
                 varint::put(tile.rows - cell.present, out);
                 put_sum(cell.sum, out);
             }
+            for summary in &self.summaries[index * summaries..(index + 1) * summaries] {
+                summary.encode(out);
+            }
         }
+        for (index, decay) in view.decays.iter().enumerate() {
+            let newest = decay.tiling().tile_of(latest.event_ms);
+            put_mask(newest, self.decays.numbers(index), out);
+        }
+        self.decays.encode(out);
     }
 
     /// Reads what `encode` wrote for the same view.
     pub fn decode(view: &View, bytes: &[u8]) -> Result<Self, StateError> {
         let input = &mut { bytes };
-        let take_last = match take_byte(input)? {
-            STATE_VERSION => take_last,
-            STATE_VERSION_1 if !view.keeps_more_than_truths() => take_last_1,
+        let take_value = match take_byte(input)? {
+            STATE_VERSION => take_value,
+            STATE_VERSION_1 if !view.keeps_more_than_truths() => take_value_1,
             found => return Err(StateError::Version { found }),
         };
         let state = match take_byte(input)? {
             0 => Self::default(),
-            1 => Self::decode_content(view, take_last, input)?,
+            1 => Self::decode_content(view, take_value, input)?,
             _ => return Err(impossible("flag")),
         };
         if !input.is_empty() {
@@ -105,7 +111,7 @@ impl ViewState {
 
     fn decode_content(
         view: &View,
-        take_last: TakeLast,
+        take_value: TakeValue,
         input: &mut &[u8],
     ) -> Result<Self, StateError> {
         let latest = Latest {
@@ -115,17 +121,23 @@ impl ViewState {
         let last = view
             .last_fields
             .iter()
-            .map(|&field| take_last(&view.source.fields[field], input))
+            .map(|&field| take_value(&view.source.fields[field], input))
             .collect::<Result<_, _>>()?;
-        let tiles = decode_places(view, latest, input)?;
+        let places = take_places(view.windows.iter().map(Window::tiling), latest, input)?;
         let mut state = Self {
             latest: Some(latest),
             last,
-            cells: Vec::with_capacity(tiles.len() * view.measures.len()),
-            tiles,
+            tiles: Vec::with_capacity(places.len()),
+            cells: Vec::with_capacity(places.len() * view.measures.len()),
+            summaries: Vec::with_capacity(places.len() * view.summaries.len()),
+            decays: Decays::default(),
         };
-        for tile in &mut state.tiles {
-            tile.rows = take(input)?;
+        for (window, number) in places {
+            let tile = Tile {
+                window,
+                number,
+                rows: take(input)?,
+            };
             if tile.rows == 0 || tile.rows > ROWS_MAX {
                 return Err(impossible("row count"));
             }
@@ -136,33 +148,45 @@ impl ViewState {
                     sum: take_sum(input)?,
                 });
             }
+            for summary in &view.summaries {
+                let field = &view.source.fields[summary.field];
+                let held = TileSummary::decode(summary.kind, field, input)?;
+                state.summaries.push(held);
+            }
+            state.tiles.push(tile);
         }
+        let places = take_places(view.decays.iter().map(Decay::tiling), latest, input)?;
+        state.decays = Decays::decode(places.into_iter(), input)?;
         Ok(state)
     }
 }
 
-/// The tiles that the masks name, still without rows.
-fn decode_places(view: &View, latest: Latest, input: &mut &[u8]) -> Result<Vec<Tile>, StateError> {
-    let masks = varint::take_bytes(input, view.windows.len() * 2).ok_or(StateError::CutShort)?;
+/// Which tiles there are: bit k stands for the k-th before the newest.
+fn put_mask(newest: i64, numbers: impl Iterator<Item = i64>, out: &mut Vec<u8>) {
+    let mask = numbers.fold(0u16, |mask, number| mask | 1 << (newest - number));
+    out.extend_from_slice(&mask.to_le_bytes());
+}
+
+/// The tiles that the masks of these tilings name, each with the tiling's index and its number.
+fn take_places(
+    tilings: impl ExactSizeIterator<Item = Tiling>,
+    latest: Latest,
+    input: &mut &[u8],
+) -> Result<Vec<(usize, i64)>, StateError> {
+    let masks = varint::take_bytes(input, tilings.len() * 2).ok_or(StateError::CutShort)?;
     let count: u32 = masks.iter().map(|byte| byte.count_ones()).sum();
-    let mut tiles = Vec::with_capacity(count as usize);
-    for (index, (window, mask)) in view.windows.iter().zip(masks.chunks_exact(2)).enumerate() {
-        let mask = u16::from_le_bytes([mask[0], mask[1]]);
-        // The newest event lies in the newest tile of every window.
-        let tiling = window.tiling();
+    let mut places = Vec::with_capacity(count as usize);
+    for ((index, tiling), mask) in tilings.enumerate().zip(masks.as_chunks().0) {
+        let mask = u16::from_le_bytes(*mask);
+        // The newest event lies in the newest tile.
         if mask & 1 == 0 || mask >> tiling.held != 0 {
             return Err(impossible("tile mask"));
         }
         let newest = tiling.tile_of(latest.event_ms);
-        for age in (0..tiling.held).rev().filter(|age| mask >> age & 1 == 1) {
-            tiles.push(Tile {
-                window: index,
-                number: newest - age,
-                rows: 0,
-            });
-        }
+        let held = (0..tiling.held).rev().filter(|age| mask >> age & 1 == 1);
+        places.extend(held.map(|age| (index, newest - age)));
     }
-    Ok(tiles)
+    Ok(places)
 }
 
 /// Most sums are of whole numbers, whose low 32 bits are zero: those are left out, and bit 0 says
@@ -191,22 +215,23 @@ fn take_sum(input: &mut &[u8]) -> Result<i128, StateError> {
 }
 
 /// Reads the kept value of a field.
-type TakeLast = fn(&Field, &mut &[u8]) -> Result<Value, StateError>;
+type TakeValue = fn(&Field, &mut &[u8]) -> Result<Value, StateError>;
 
-fn take_last(field: &Field, input: &mut &[u8]) -> Result<Value, StateError> {
+/// A value of the field's type or null.
+pub(super) fn take_value(field: &Field, input: &mut &[u8]) -> Result<Value, StateError> {
     let value = Value::decode(input).map_err(|error| match error {
         ValueDecodeError::CutShort => StateError::CutShort,
-        _ => impossible("last value"),
+        _ => impossible("value"),
     })?;
     // A field that is newer than the event reads as null, whether it is nullable or not.
     if !value.is_null() && field.check(&value).is_err() {
-        return Err(impossible("last value"));
+        return Err(impossible("value"));
     }
     Ok(value)
 }
 
 /// An f32 that is NaN, 0 or 1.
-fn take_last_1(_: &Field, input: &mut &[u8]) -> Result<Value, StateError> {
+fn take_value_1(_: &Field, input: &mut &[u8]) -> Result<Value, StateError> {
     let (bytes, rest) = input.split_first_chunk::<4>().ok_or(StateError::CutShort)?;
     *input = rest;
     let number = f32::from_le_bytes(*bytes);
@@ -214,20 +239,20 @@ fn take_last_1(_: &Field, input: &mut &[u8]) -> Result<Value, StateError> {
         0.0 => Ok(Value::Bool(false)),
         1.0 => Ok(Value::Bool(true)),
         _ if number.is_nan() => Ok(Value::Null),
-        _ => Err(impossible("last value")),
+        _ => Err(impossible("value")),
     }
 }
 
-fn take_byte(input: &mut &[u8]) -> Result<u8, StateError> {
+pub(super) fn take_byte(input: &mut &[u8]) -> Result<u8, StateError> {
     let (&byte, rest) = input.split_first().ok_or(StateError::CutShort)?;
     *input = rest;
     Ok(byte)
 }
 
-fn take(input: &mut &[u8]) -> Result<u64, StateError> {
+pub(super) fn take(input: &mut &[u8]) -> Result<u64, StateError> {
     varint::take(input).ok_or(StateError::CutShort)
 }
 
-fn impossible(part: &'static str) -> StateError {
+pub(super) fn impossible(part: &'static str) -> StateError {
     StateError::Impossible { part }
 }

@@ -3,12 +3,11 @@
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
-use toml::Spanned;
 
-use super::super::written::{AggregateText, FilterText, Text, ViewText};
+use super::super::written::{FilterText, Text, ViewText};
 use super::super::{
-    Aggregate, DefinitionError, Filter, Meaning, Measure, MeasureKind, Source, View, ViewFeature,
-    WINDOW_TILES, WINDOWS_MAX, Window, WindowKind, parse_duration_ms,
+    Decay, DefinitionError, Filter, Meaning, MeasureKind, Source, Summary, View, WINDOW_TILES,
+    WINDOWS_MAX, Window, WindowKind, parse_duration_ms,
 };
 use super::Resolver;
 use crate::value::{Field, FieldType, Value};
@@ -52,6 +51,8 @@ impl Resolver<'_> {
                 None => None,
             },
             measures: Vec::new(),
+            summaries: Vec::new(),
+            decays: Vec::new(),
             last_fields: Vec::new(),
             features: Vec::new(),
             id: 0,
@@ -106,7 +107,12 @@ impl Resolver<'_> {
     }
 
     /// A length of time over which something is computed.
-    fn length(&self, key: &str, written: &Text, length: &str) -> Result<i64, DefinitionError> {
+    pub(super) fn length(
+        &self,
+        key: &str,
+        written: &Text,
+        length: &str,
+    ) -> Result<i64, DefinitionError> {
         let length_ms = parse_duration_ms(length)
             .map_err(|error| self.error(key, written, error.to_string()))?;
         if LENGTH_MS.contains(&length_ms) {
@@ -133,182 +139,8 @@ impl Resolver<'_> {
         Ok(Filter { field, equals })
     }
 
-    /// Fills in features, measures and kept fields.
-    fn aggregates(&self, written: &ViewText, view: &mut View) -> Result<(), DefinitionError> {
-        let mut windowed = false;
-        for aggregate in written.features.get_ref() {
-            let before = view.features.len();
-            windowed |= self.aggregate(aggregate, view)?;
-            let (old, new) = view.features.split_at(before);
-            if let Some(twice) = new
-                .iter()
-                .find(|new| old.iter().any(|old| old.name == new.name))
-            {
-                let problem = format!("feature `{}` is defined twice", twice.name);
-                return Err(self.error("features", aggregate, problem));
-            }
-            for feature in new {
-                view.meaning
-                    .add_feature(&feature.name, aggregate.get_ref(), &view.source);
-            }
-        }
-        if view.features.is_empty() {
-            return Err(self.error("features", &written.features, "a view needs a feature"));
-        }
-        match written.windows.first() {
-            Some(first) if !windowed => {
-                Err(self.error("windows", first, "no feature of the view uses a window"))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Adds the features of one entry; answers whether it uses the windows.
-    fn aggregate(
-        &self,
-        written: &Spanned<AggregateText>,
-        view: &mut View,
-    ) -> Result<bool, DefinitionError> {
-        let entry = written.get_ref();
-        match entry {
-            _ if entry.keys_given() != 1 => {
-                let problem = "an entry has exactly one of `count`, `sum`, `mean`, `rate`, `last`, \
-                               `age_of_last`";
-                Err(self.error("features", written, problem))
-            }
-            AggregateText {
-                count: Some(flag), ..
-            } => {
-                self.must_be_true("count", flag)?;
-                let named = self.named(entry, "count".to_owned(), FieldType::Int)?;
-                let count = |window| Aggregate::Count { window };
-                self.per_window(written, view, &named, count)
-            }
-            AggregateText {
-                sum: Some(name), ..
-            } => {
-                let measure = self.measure("sum", name, view)?;
-                let named = self.named_after("sum", name, entry)?;
-                let sum = |window| Aggregate::Sum { window, measure };
-                self.per_window(written, view, &named, sum)
-            }
-            AggregateText {
-                mean: Some(name), ..
-            } => {
-                let measure = self.measure("mean", name, view)?;
-                let named = self.named_after("mean", name, entry)?;
-                let mean = |window| Aggregate::Mean { window, measure };
-                self.per_window(written, view, &named, mean)
-            }
-            AggregateText {
-                rate: Some(name), ..
-            } => {
-                let measure = self.measure("rate", name, view)?;
-                let named = self.named_after("rate", name, entry)?;
-                let rate = |window| Aggregate::Rate { window, measure };
-                self.per_window(written, view, &named, rate)
-            }
-            AggregateText { .. } => self.of_newest(entry, view),
-        }
-    }
-
-    /// Adds the feature of an entry with `last` or `age_of_last`.
-    fn of_newest(&self, entry: &AggregateText, view: &mut View) -> Result<bool, DefinitionError> {
-        let (named, aggregate) = match &entry.last {
-            Some(name) => {
-                let field = self.field("last", name, &view.source.fields)?;
-                let slot = view.last_fields.len();
-                view.last_fields.push(field);
-                let ty = view.source.fields[field].ty;
-                let named = self.named(entry, format!("last_{}", name.get_ref()), ty)?;
-                (named, Aggregate::Last { slot })
-            }
-            None => {
-                if let Some(flag) = &entry.age_of_last {
-                    self.must_be_true("age_of_last", flag)?;
-                }
-                let named = self.named(entry, "age_of_last".to_owned(), FieldType::Float)?;
-                (named, Aggregate::AgeOfLast)
-            }
-        };
-        view.features.push(ViewFeature {
-            name: named.name,
-            ty: named.ty,
-            aggregate,
-        });
-        Ok(false)
-    }
-
-    /// What an entry's features are called: by its `name`, else by what it computes.
-    fn named(
-        &self,
-        entry: &AggregateText,
-        computed: String,
-        ty: FieldType,
-    ) -> Result<Named, DefinitionError> {
-        let name = match &entry.name {
-            Some(name) => self.name("name", name)?,
-            None => computed.into(),
-        };
-        Ok(Named { name, ty })
-    }
-
-    /// The same for a float computed from one field.
-    fn named_after(
-        &self,
-        key: &str,
-        field: &Text,
-        entry: &AggregateText,
-    ) -> Result<Named, DefinitionError> {
-        let computed = format!("{key}_{}", field.get_ref());
-        self.named(entry, computed, FieldType::Float)
-    }
-
-    /// The index of the measure that `key` needs; several features share one.
-    fn measure(&self, key: &str, name: &Text, view: &mut View) -> Result<usize, DefinitionError> {
-        let (types, kind) = match key {
-            "rate" => (&[FieldType::Bool][..], MeasureKind::Truth),
-            _ => (&[FieldType::Int, FieldType::Float][..], MeasureKind::Number),
-        };
-        let field = self.typed(key, name, &view.source, types)?;
-        let measure = Measure { field, kind };
-        let found = view.measures.iter().position(|known| *known == measure);
-        Ok(found.unwrap_or_else(|| {
-            view.measures.push(measure);
-            view.measures.len() - 1
-        }))
-    }
-
-    fn per_window(
-        &self,
-        written: &Spanned<AggregateText>,
-        view: &mut View,
-        named: &Named,
-        aggregate: impl Fn(usize) -> Aggregate,
-    ) -> Result<bool, DefinitionError> {
-        if view.windows.is_empty() {
-            let problem = format!("`{}` needs the view to have `windows`", named.name);
-            return Err(self.error("features", written, problem));
-        }
-        for (index, window) in view.windows.iter().enumerate() {
-            view.features.push(ViewFeature {
-                name: format!("{}_{}", named.name, window.name).into(),
-                ty: named.ty,
-                aggregate: aggregate(index),
-            });
-        }
-        Ok(true)
-    }
-
-    fn must_be_true(&self, key: &str, flag: &Spanned<bool>) -> Result<(), DefinitionError> {
-        if *flag.get_ref() {
-            return Ok(());
-        }
-        Err(self.error(key, flag, "leave it out instead of `false`"))
-    }
-
     /// The index of the source's field that `written` names, if it has one of `types`.
-    fn typed(
+    pub(super) fn typed(
         &self,
         key: &str,
         written: &Text,
@@ -331,23 +163,8 @@ impl Resolver<'_> {
     }
 }
 
-/// Name and type of a feature, or of one for each window.
-struct Named {
-    name: Box<str>,
-    ty: FieldType,
-}
-
 /// Types with an exact equality.
-const KEY_TYPES: [FieldType; 3] = [FieldType::Bool, FieldType::Int, FieldType::String];
-
-impl AggregateText {
-    fn keys_given(&self) -> usize {
-        let fields = [&self.sum, &self.mean, &self.rate, &self.last];
-        let flags = [&self.count, &self.age_of_last];
-        fields.iter().filter(|key| key.is_some()).count()
-            + flags.iter().filter(|key| key.is_some()).count()
-    }
-}
+pub(super) const KEY_TYPES: [FieldType; 3] = [FieldType::Bool, FieldType::Int, FieldType::String];
 
 /// First 8 bytes of the SHA-256 over all that decides what a state holds. The TTL and the choice
 /// and order of features read from the same state are not part of it.
@@ -378,11 +195,22 @@ fn layout_id(view: &View) -> u64 {
         "measures": measures,
         "last": view.last_fields.iter().map(field).collect::<Vec<_>>(),
     });
+    // What a view does not ask for is not named, so that its id stays what it was.
     if view.version > 1 {
         layout["version"] = view.version.into();
     }
     if let Some(lateness_ms) = view.source.lateness_ms {
         layout["lateness_ms"] = lateness_ms.into();
+    }
+    if !view.summaries.is_empty() {
+        let summary = |summary: &Summary| (field(&summary.field), summary.kind.as_str());
+        let summaries: Vec<_> = view.summaries.iter().map(summary).collect();
+        layout["summaries"] = serde_json::json!(summaries);
+    }
+    if !view.decays.is_empty() {
+        let decay = |decay: &Decay| (decay.half_life_ms, decay.field.as_ref().map(field));
+        let decays: Vec<_> = view.decays.iter().map(decay).collect();
+        layout["decays"] = serde_json::json!(decays);
     }
     let digest = Sha256::digest(layout.to_string().as_bytes());
     let mut id = [0; 8];
