@@ -38,7 +38,9 @@ pub use definition::{
 pub use event::{Event, EventError, EventProblem};
 pub use join::PointInTime;
 pub use labels::{Label, LabelsIngested, Outcome, OutcomeCursor};
-pub use offline::{OfflineError, TrainingQuery, TrainingSet, training_rows};
+pub use offline::{
+    OfflineError, RetentionOptions, TrainingQuery, TrainingSet, Upkept, training_rows,
+};
 pub use online::{
     Done, FeatureStore, IngestError, Ingested, OpenError, Overloaded, ReadError, RecordError,
     SealError, StoreOptions, StoreStats,

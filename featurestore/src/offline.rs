@@ -1,20 +1,29 @@
 //! The offline store: sealed Parquet, and the training rows that are joined from it.
 //!
-//! Knows only files: neither RocksDB nor a lock, so the trainer reads beside a running gateway. Files
-//! appear whole or not at all, so a reader sees whole segments. The layout and the columns are a public
-//! format, version 1:
-//!
-//! - `offline/predictions/model=M/date=YYYY-MM-DD/*.parquet`, by the time of the prediction in UTC;
-//! - `offline/labels/date=YYYY-MM-DD/*.parquet`, by the arrival of the label in UTC.
+//! Three tables, each a folder of files by UTC day and a manifest that says which files it consists
+//! of: `events/source=S/date=D/`, by arrival; `predictions/model=M/date=D/`, by the time of the
+//! prediction; `labels/date=D/`, by arrival. Layout, columns and manifest are a public format, version
+//! 1 (docs/offline.md). Reading knows neither RocksDB nor a lock, so the trainer reads beside a running
+//! gateway: a manifest is replaced as a whole, and a file that it names lies there whole, for at least
+//! the grace period longer than it is named.
 
 pub(crate) mod days;
+pub(crate) mod event_rows;
 pub(crate) mod label_rows;
+pub(crate) mod manifest;
+pub(crate) mod place;
 pub(crate) mod segments;
+pub(crate) mod table;
 mod training;
+pub(crate) mod upkeep;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use thiserror::Error;
+
+use self::table::Table;
+pub use self::upkeep::{RetentionOptions, Upkept};
 
 /// Which rows to train on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,12 +90,46 @@ pub enum OfflineError {
         /// What is wrong with it.
         problem: String,
     },
+    /// A file that the manifest names is not there.
+    #[error("{} is named by its manifest and not there", path.display())]
+    Missing {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file is not the one that was sealed.
+    #[error("{} has another length or digest than its manifest says", path.display())]
+    Altered {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A table's manifest cannot be used.
+    #[error("manifest {}: {problem}", path.display())]
+    Manifest {
+        /// The manifest.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// Two segments of one service disagree about its features.
     #[error("{} has other features than the segments before it", path.display())]
     FeaturesDiffer {
         /// The file that differs.
         path: PathBuf,
     },
+}
+
+/// The three tables of one store.
+pub(crate) struct OfflineTables {
+    pub(crate) events: Arc<Table>,
+    pub(crate) predictions: Arc<Table>,
+    pub(crate) labels: Arc<Table>,
+}
+
+impl OfflineTables {
+    /// Every table.
+    pub(crate) fn all(&self) -> [&Arc<Table>; 3] {
+        [&self.events, &self.predictions, &self.labels]
+    }
 }
 
 /// Reads the rows that were answered (or backfilled) for `query.model` and joins each with the label

@@ -29,7 +29,9 @@ use crate::commit::{Arrival, Job, Queue};
 use crate::definition::Definitions;
 use crate::event::Event;
 use crate::labels::{Label, LabelsIngested, Outcome, OutcomeCursor};
-use crate::offline::OfflineError;
+use crate::log::seal::{prune, seal_events};
+use crate::offline::upkeep::keep_up;
+use crate::offline::{OfflineError, RetentionOptions, Upkept};
 use crate::predictions::seal::{closed_files, seal_file, seal_labels};
 use crate::predictions::{PredictionKey, PredictionRecord, Sealed, record};
 use crate::service::{FeatureRow, Service};
@@ -58,6 +60,8 @@ pub struct StoreOptions {
     pub pending_labels_max: usize,
     /// How long labels can find a prediction, in milliseconds of prediction time.
     pub prediction_ttl_ms: i64,
+    /// How long sealed files and the log behind them are kept.
+    pub retention: RetentionOptions,
 }
 
 const DAY_MS: i64 = 86_400_000;
@@ -74,6 +78,7 @@ impl Default for StoreOptions {
             pending_label_ttl_ms: 7 * DAY_MS,
             pending_labels_max: 1 << 20,
             prediction_ttl_ms: 90 * DAY_MS,
+            retention: RetentionOptions::default(),
         }
     }
 }
@@ -325,7 +330,7 @@ impl FeatureStore {
         locked(&self.inner.shared.spool).flush()
     }
 
-    /// Moves the spool and the labels since the last seal into Parquet. Safe to repeat after a crash at
+    /// Brings the spool, and the labels and events since the last seal, into Parquet. Safe to repeat after a crash at
     /// any point: no row is lost or doubled.
     pub fn seal(&self) -> Result<Sealed, SealError> {
         let shared = &self.inner.shared;
@@ -340,10 +345,29 @@ impl FeatureStore {
         };
         let mut sealed = Sealed::default();
         for file in files {
-            sealed += seal_file(&shared.data_dir, &file, &shared.metrics)?;
+            sealed += seal_file(&shared.offline.predictions, &file, &shared.metrics)?;
         }
-        sealed += seal_labels(&shared.data_dir, &shared.tables)?;
+        sealed += seal_labels(&shared.tables, &shared.offline.labels)?;
+        sealed += seal_events(&shared.tables, &shared.schemas, &shared.offline.events)?;
         Ok(sealed)
+    }
+
+    /// Merges small sealed files, lets go of what is past its retention, and drops from the event log
+    /// what is sealed and old enough. Safe to repeat after a crash at any point. Takes as long as reading
+    /// and writing the files that it merges: not for a thread that serves.
+    pub fn upkeep(&self, now_ms: i64) -> Result<Upkept, SealError> {
+        let shared = &self.inner.shared;
+        let _one = locked(&shared.sealing);
+        let options = &shared.options.retention;
+        let mut done = Upkept::default();
+        for table in shared.offline.all() {
+            keep_up(table, options, now_ms, &mut done)?;
+        }
+        if let Some(keep_ms) = options.event_log_ms {
+            let before_ms = now_ms.saturating_sub(keep_ms);
+            done.pruned_events = prune(&shared.tables, &shared.offline.events, before_ms)?;
+        }
+        Ok(done)
     }
 
     /// Outcomes after `cursor`, in order of arrival, from steps of `max` entries of the label log, and

@@ -162,13 +162,15 @@ pub struct PredictionRecord {
     pub fallback_reason: Option<Box<str>>,
 }
 
-/// What one seal moved from the spool and the label log into Parquet.
+/// What one seal brought from the spool and the logs of labels and events into Parquet.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Sealed {
     /// Prediction rows.
     pub predictions: u64,
     /// Label rows.
     pub labels: u64,
+    /// Events.
+    pub events: u64,
     /// Parquet files.
     pub files: u64,
 }
@@ -177,6 +179,7 @@ impl std::ops::AddAssign for Sealed {
     fn add_assign(&mut self, other: Self) {
         self.predictions += other.predictions;
         self.labels += other.labels;
+        self.events += other.events;
         self.files += other.files;
     }
 }

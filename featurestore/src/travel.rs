@@ -11,7 +11,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use crate::definition::ViewKey;
-use crate::log::{Logged, Scan};
+use crate::log::Logged;
 use crate::online::{FeatureStore, ReadError};
 use crate::refold::Refold;
 use crate::service::{FeatureRow, Service};
@@ -121,7 +121,7 @@ impl FeatureStore {
     ) -> Result<u64, TravelError> {
         let shared = self.shared();
         let mut last_seq = 0;
-        for (events, logged) in (1..).zip(Scan::from(&shared.tables, &shared.schemas, 0)) {
+        for (events, logged) in (1..).zip(shared.events().from(0)?) {
             let logged = logged?;
             if logged.arrived_ms <= moment.known_ms {
                 last_seq = last_seq.max(logged.seq);

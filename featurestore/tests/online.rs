@@ -23,6 +23,8 @@ mod labels;
 mod power;
 #[path = "online/predictions.rs"]
 mod predictions;
+#[path = "online/sealed.rs"]
+mod sealed;
 #[path = "online/strace.rs"]
 mod strace;
 #[path = "online/travel.rs"]

@@ -11,12 +11,14 @@ use super::{BackfillRequest, Backfilled, HistoryError};
 use crate::join::PointInTime;
 use crate::labels::StoredLabel;
 use crate::log::{ByArrival, by_arrival};
-use crate::offline::days::DayFiles;
+use crate::offline::OfflineError;
+use crate::offline::days::{About, DayFiles};
 use crate::offline::label_rows::LabelFiles;
-use crate::offline::segments::{is_folder_name, labels_folder, predictions_folder};
+use crate::offline::segments::{hex, is_folder_name, model_folder};
+use crate::offline::table::Table;
 use crate::online::ReadError;
 use crate::online::shared::{Shared, locked};
-use crate::predictions::columns::{Columns, numbers};
+use crate::predictions::columns::Columns;
 use crate::predictions::{PredictionKey, PredictionRecord, Role};
 use crate::service::Service;
 use crate::value::{Field, FieldType, Value};
@@ -39,7 +41,7 @@ pub(crate) fn backfill(
         return Err(HistoryError::Store(problem));
     }
     let _one = locked(&shared.sealing);
-    let events = by_arrival(&shared.tables, &shared.schemas).map_err(store_error)?;
+    let events = by_arrival(shared.events()).map_err(store_error)?;
     let mut pass = Pass {
         service: Arc::clone(service),
         model: Arc::clone(&request.model),
@@ -163,6 +165,9 @@ struct Output {
     columns: Columns,
     rows: DayFiles,
     labels: LabelFiles,
+    /// Predictions, labels.
+    tables: [Arc<Table>; 2],
+    origin: String,
     done: Backfilled,
 }
 
@@ -174,12 +179,20 @@ impl Output {
     ) -> Result<Self, HistoryError> {
         let columns = Columns::new(Some(Arc::clone(service)));
         let prefix = prefix(request, service).map_err(|error| file_error(&request.file, &error))?;
-        let folder = predictions_folder(&shared.data_dir, &request.model);
         let schema = Arc::clone(columns.schema());
+        let about = About {
+            folder: model_folder(&request.model),
+            name: prefix.clone(),
+            schema: serde_json::json!({ "service": service.id() }),
+            origin: prefix.clone(),
+        };
+        let (predictions, labels) = (&shared.offline.predictions, &shared.offline.labels);
         Ok(Self {
             columns,
-            rows: DayFiles::new(folder, prefix.clone(), schema),
-            labels: LabelFiles::new(labels_folder(&shared.data_dir), prefix),
+            rows: DayFiles::new(predictions, about, schema),
+            labels: LabelFiles::new(labels, prefix.clone(), prefix.clone()),
+            tables: [Arc::clone(predictions), Arc::clone(labels)],
+            origin: prefix,
             done: Backfilled::default(),
         })
     }
@@ -188,7 +201,7 @@ impl Output {
         &mut self,
         record: &PredictionRecord,
         label: Option<StoredLabel>,
-    ) -> Result<(), parquet::errors::ParquetError> {
+    ) -> Result<(), OfflineError> {
         self.columns.push(record);
         self.done.rows += 1;
         if self.columns.rows() == BATCH_ROWS {
@@ -201,18 +214,23 @@ impl Output {
         Ok(())
     }
 
-    fn flush(&mut self) -> Result<(), parquet::errors::ParquetError> {
-        let rows = self.columns.finish()?;
-        let times = numbers(&rows, "at");
-        let times = times.map_err(parquet::errors::ParquetError::General)?;
-        self.rows.write(&rows, times)
+    fn flush(&mut self) -> Result<(), OfflineError> {
+        let rows = self.columns.finish();
+        let rows = rows.map_err(|error| self.rows.failed(&error))?;
+        self.rows.write(&rows)
     }
 
     fn finish(mut self, path: &Path) -> Result<Backfilled, HistoryError> {
         let failed = |error| file_error(path, &error);
         self.flush().map_err(failed)?;
-        self.done.files += self.rows.finish().map_err(failed)?;
-        self.done.files += self.labels.finish().map_err(failed)?;
+        let files = [
+            self.rows.finish().map_err(failed)?,
+            self.labels.finish().map_err(failed)?,
+        ];
+        for (table, files) in self.tables.iter().zip(files) {
+            self.done.files += files.len() as u64;
+            table.replace(&self.origin, files).map_err(failed)?;
+        }
         Ok(self.done)
     }
 }
@@ -233,10 +251,6 @@ fn prefix(request: &BackfillRequest, service: &Service) -> std::io::Result<Strin
         }
     }
     Ok(format!("backfill-{}", hex(&hash.finalize()[..8])))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The same row of history always has the same prediction id: a UUID (version 8) from SHA-256.

@@ -8,10 +8,8 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use super::{Logged, Scan, Schemas};
+use super::{EventLog, Logged, Stream};
 use crate::online::ReadError;
-use crate::online::keys::{Column, Key};
-use crate::online::tables::Tables;
 
 /// An event may stand in a run behind one that arrived so much later: handlers stamp the arrival before
 /// the writer numbers the event. More begins a new run.
@@ -54,25 +52,17 @@ impl Run {
 }
 
 /// The log in order of (arrival, sequence number).
-pub(crate) fn by_arrival<'a>(
-    tables: &'a Tables,
-    schemas: &'a Schemas,
-) -> Result<ByArrival<'a>, ReadError> {
+pub(crate) fn by_arrival(log: EventLog<'_>) -> Result<ByArrival<'_>, ReadError> {
     let mut runs: Vec<Run> = Vec::new();
-    for pair in tables.scan(Column::Events, &[]) {
-        let (key, value) = pair.map_err(ReadError::database)?;
-        let seq = Key::number(&key).unwrap_or_default();
-        let (_, _, arrived_ms) = schemas
-            .header(&mut &*value)
-            .ok_or_else(|| ReadError::Damaged(format!("event {seq}: header does not decode")))?;
+    for step in log.arrivals()? {
+        let (seq, arrived_ms) = step?;
         if !runs.last_mut().is_some_and(|run| run.take(seq, arrived_ms)) {
             runs.push(Run::starting(seq, arrived_ms));
         }
     }
     runs.sort_unstable_by_key(|run| Reverse((run.first_arrived_ms, run.first_seq)));
     Ok(ByArrival {
-        tables,
-        schemas,
+        log,
         waiting: runs,
         open: Vec::new(),
         heads: BinaryHeap::new(),
@@ -81,8 +71,7 @@ pub(crate) fn by_arrival<'a>(
 
 /// The merge of the runs.
 pub(crate) struct ByArrival<'a> {
-    tables: &'a Tables,
-    schemas: &'a Schemas,
+    log: EventLog<'a>,
     /// Runs not begun yet; the last begins first.
     waiting: Vec<Run>,
     open: Vec<Open<'a>>,
@@ -117,7 +106,7 @@ impl ByArrival<'_> {
             let run = *run;
             self.waiting.pop();
             self.open.push(Open {
-                events: Some(Scan::from(self.tables, self.schemas, run.first_seq)),
+                events: Some(self.log.range(run.first_seq, run.last_seq)?),
                 run,
                 newest_ms: i64::MIN,
                 ready: BinaryHeap::new(),
@@ -140,7 +129,7 @@ impl ByArrival<'_> {
 struct Open<'a> {
     run: Run,
     /// `None` at the run's end.
-    events: Option<Scan<'a>>,
+    events: Option<Stream<'a>>,
     newest_ms: i64,
     /// Read, and not handed out: an earlier one may follow.
     ready: BinaryHeap<Held>,
@@ -158,11 +147,11 @@ impl Open<'_> {
                 }
                 (None, None) => return Ok(None),
                 (_, Some(events)) => match events.next().transpose()? {
-                    Some(event) if event.seq <= self.run.last_seq => {
+                    Some(event) => {
                         self.newest_ms = self.newest_ms.max(event.arrived_ms);
                         self.ready.push(Held(event));
                     }
-                    _ => self.events = None,
+                    None => self.events = None,
                 },
             }
         }
@@ -204,7 +193,11 @@ mod tests {
 
     use super::*;
     use crate::definition::Definitions;
-    use crate::log::encode_entry;
+    use crate::log::{Schemas, encode_entry};
+    use crate::offline::place::Place;
+    use crate::offline::table::{Legacy, Table, TableKind};
+    use crate::online::keys::Key;
+    use crate::online::tables::Tables;
     use crate::value::Value;
 
     const DEFINITIONS: &str =
@@ -243,7 +236,11 @@ mod tests {
                 tables.put(&mut batch, Key::Event(seq), &entry);
             }
             tables.write_lazily(batch).unwrap();
-            let found = by_arrival(&tables, &schemas).unwrap().map(|event| {
+            let legacy = Legacy { sealed_seq: 0, unfinished: &|_| false };
+            let place = Place::of_data_folder(folder.path()).unwrap();
+            let sealed = Table::open(TableKind::Events, place, &legacy).unwrap();
+            let log = EventLog { tables: &tables, schemas: &schemas, sealed: &sealed };
+            let found = by_arrival(log).unwrap().map(|event| {
                 let event = event.unwrap();
                 (event.arrived_ms, event.seq)
             });

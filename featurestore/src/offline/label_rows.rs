@@ -4,16 +4,18 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow::array::{
-    ArrayRef, Float32Builder, RecordBatch, StringBuilder, TimestampMillisecondArray,
-    TimestampMillisecondBuilder, UInt32Builder, UInt64Builder,
+    ArrayRef, Float32Builder, RecordBatch, StringBuilder, TimestampMillisecondBuilder,
+    UInt32Builder, UInt64Builder,
 };
 use arrow::datatypes::{
     DataType, Field, Float32Type, Schema, SchemaRef, TimeUnit, TimestampMillisecondType, UInt32Type,
 };
-use parquet::errors::ParquetError;
 
-use super::days::DayFiles;
+use super::OfflineError;
+use super::days::{About, DayFiles};
+use super::manifest::SealedFile;
 use super::segments::{FORMAT, FORMAT_KEY};
+use super::table::Table;
 use crate::labels::StoredLabel;
 use crate::predictions::PredictionKey;
 use crate::predictions::columns::{numbers, texts};
@@ -52,11 +54,17 @@ pub(crate) struct LabelFiles {
 const BATCH_ROWS: usize = 4096;
 
 impl LabelFiles {
-    /// Files with the prefix under `parent`.
-    pub(crate) fn new(parent: std::path::PathBuf, prefix: String) -> Self {
+    /// Files of the labels' table; `name` is in the middle of theirs.
+    pub(crate) fn new(labels: &Arc<Table>, name: String, origin: String) -> Self {
         let time = || TimestampMillisecondBuilder::new().with_timezone("UTC");
+        let about = About {
+            folder: String::new(),
+            name,
+            schema: serde_json::Value::Null,
+            origin,
+        };
         Self {
-            files: DayFiles::new(parent, prefix, schema()),
+            files: DayFiles::new(labels, about, schema()),
             rows: 0,
             prediction_id: StringBuilder::new(),
             row: UInt32Builder::new(),
@@ -73,7 +81,7 @@ impl LabelFiles {
         prediction: PredictionKey,
         label: StoredLabel,
         seq: u64,
-    ) -> Result<(), ParquetError> {
+    ) -> Result<(), OfflineError> {
         let mut id = uuid::Uuid::encode_buffer();
         let id = prediction.id.hyphenated().encode_lower(&mut id);
         self.prediction_id.append_value(id);
@@ -89,28 +97,28 @@ impl LabelFiles {
         Ok(())
     }
 
-    /// Publishes the files; how many there were.
-    pub(crate) fn finish(mut self) -> Result<u64, ParquetError> {
+    /// The files, whole and on disk; the table does not have them yet.
+    pub(crate) fn finish(mut self) -> Result<Vec<SealedFile>, OfflineError> {
         self.flush()?;
         self.files.finish()
     }
 
-    fn flush(&mut self) -> Result<(), ParquetError> {
+    fn flush(&mut self) -> Result<(), OfflineError> {
         if self.rows == 0 {
             return Ok(());
         }
         self.rows = 0;
-        let arrived: TimestampMillisecondArray = self.arrived.finish();
         let columns: Vec<ArrayRef> = vec![
             Arc::new(self.prediction_id.finish()),
             Arc::new(self.row.finish()),
             Arc::new(self.value.finish()),
             Arc::new(self.label_time.finish()),
-            Arc::new(arrived.clone()),
+            Arc::new(self.arrived.finish()),
             Arc::new(self.seq.finish()),
         ];
-        let rows = RecordBatch::try_new(schema(), columns)?;
-        self.files.write(&rows, &arrived)
+        let rows = RecordBatch::try_new(schema(), columns);
+        self.files
+            .write(&rows.expect("the columns are the schema's"))
     }
 }
 

@@ -1,12 +1,12 @@
-//! Parquet files of the offline store: where they lie, how they appear whole, how they are read.
+//! Parquet files of the offline store: how their folders are named, how they are written and read.
 
 use std::fs::{self, File};
 use std::io;
-use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use arrow::array::RecordBatch;
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{SchemaRef, TimestampMillisecondType, UInt64Type};
+use bytes::Bytes;
 use chrono::{DateTime, NaiveDate};
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::ProjectionMask;
@@ -17,6 +17,7 @@ use parquet::file::metadata::KeyValue;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 
 use super::OfflineError;
+use crate::predictions::columns::numbers;
 
 /// File metadata: version of the format.
 pub(crate) const FORMAT_KEY: &str = "loopgate.format";
@@ -37,21 +38,15 @@ pub(crate) fn day_of(at_ms: i64) -> i64 {
     at_ms.div_euclid(DAY_MS)
 }
 
-/// The folder of predictions of a model.
-pub(crate) fn predictions_folder(data_dir: &Path, model: &str) -> PathBuf {
-    let folder = data_dir.join("offline").join("predictions");
-    folder.join(format!("model={model}"))
-}
-
-/// The folder of labels.
-pub(crate) fn labels_folder(data_dir: &Path) -> PathBuf {
-    data_dir.join("offline").join("labels")
-}
-
-/// The folder of a day under `parent`.
-pub(crate) fn day_folder(parent: &Path, day: i64) -> PathBuf {
+/// The folder of a day.
+pub(crate) fn day_folder(day: i64) -> String {
     let date = DateTime::from_timestamp_millis(day.saturating_mul(DAY_MS)).unwrap_or_default();
-    parent.join(format!("date={}", date.format("%Y-%m-%d")))
+    format!("date={}", date.format("%Y-%m-%d"))
+}
+
+/// The folder of a model's predictions in their table.
+pub(crate) fn model_folder(model: &str) -> String {
+    format!("model={model}")
 }
 
 /// Whether a model's name can be part of a path.
@@ -86,103 +81,97 @@ pub(crate) fn sync_folder(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
-/// A Parquet file that is not visible yet.
-pub(crate) struct Unpublished {
-    target: PathBuf,
-    temporary: PathBuf,
-    writer: ArrowWriter<File>,
+/// A Parquet file in the making, in memory.
+pub(crate) struct SegmentWriter {
+    writer: ArrowWriter<Vec<u8>>,
+    written: Written,
 }
 
-impl Unpublished {
-    /// Starts the file that will be `folder/name`; a file of that name will be replaced.
-    pub(crate) fn create(
-        folder: &Path,
-        name: &str,
-        schema: &SchemaRef,
-    ) -> Result<Self, ParquetError> {
-        make_folder(folder)?;
-        let temporary = folder.join(format!(".{name}.tmp"));
+/// What the rows of a file are about.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Written {
+    pub(crate) rows: u64,
+    pub(crate) times: Option<(i64, i64)>,
+    pub(crate) seqs: Option<(u64, u64)>,
+}
+
+impl Written {
+    pub(crate) fn add(&mut self, rows: &RecordBatch, index: Indexed<'_>) -> Result<(), String> {
+        let times = numbers::<TimestampMillisecondType>(rows, index.time)?.values();
+        self.rows += rows.num_rows() as u64;
+        for &time in times {
+            let (first, last) = self.times.unwrap_or((time, time));
+            self.times = Some((first.min(time), last.max(time)));
+        }
+        if let Some(seq) = index.seq {
+            for &seq in numbers::<UInt64Type>(rows, seq)?.values() {
+                let (first, last) = self.seqs.unwrap_or((seq, seq));
+                self.seqs = Some((first.min(seq), last.max(seq)));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The columns of a table by which its files are kept apart.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Indexed<'a> {
+    /// The time that decides a row's day.
+    pub(crate) time: &'a str,
+    /// The sequence number, where rows have one.
+    pub(crate) seq: Option<&'a str>,
+}
+
+impl SegmentWriter {
+    /// An empty file.
+    pub(crate) fn new(schema: &SchemaRef) -> Result<Self, ParquetError> {
         let metadata = schema.metadata().iter();
-        let metadata = metadata.map(|(key, value)| KeyValue::new(key.clone(), value.clone()));
+        let mut metadata: Vec<_> = metadata
+            .map(|(key, value)| KeyValue::new(key.clone(), value.clone()))
+            .collect();
+        metadata.sort_by(|a, b| a.key.cmp(&b.key));
         let properties = WriterProperties::builder()
             .set_compression(Compression::ZSTD(ZstdLevel::try_new(1)?))
             .set_statistics_enabled(EnabledStatistics::Chunk)
             .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
-            .set_key_value_metadata(Some(metadata.collect()))
+            .set_key_value_metadata(Some(metadata))
             .build();
-        let file = File::create(&temporary)?;
-        let writer = ArrowWriter::try_new(file, SchemaRef::clone(schema), Some(properties))?;
         Ok(Self {
-            target: folder.join(name),
-            temporary,
-            writer,
+            writer: ArrowWriter::try_new(Vec::new(), SchemaRef::clone(schema), Some(properties))?,
+            written: Written::default(),
         })
     }
 
     /// Adds rows.
-    pub(crate) fn write(&mut self, rows: &RecordBatch) -> Result<(), ParquetError> {
+    pub(crate) fn write(
+        &mut self,
+        rows: &RecordBatch,
+        index: Indexed<'_>,
+    ) -> Result<(), ParquetError> {
+        let added = self.written.add(rows, index);
+        added.map_err(ParquetError::General)?;
         self.writer.write(rows)
     }
 
-    /// Ends the file and brings it to disk, still invisible.
-    pub(crate) fn close(self) -> Result<Closed, ParquetError> {
-        let file = self.writer.into_inner()?;
-        file.sync_all()?;
-        Ok(Closed {
-            target: self.target,
-            temporary: self.temporary,
-        })
+    /// About how long the file would be now.
+    pub(crate) fn bytes(&self) -> usize {
+        self.writer.bytes_written() + self.writer.in_progress_size()
     }
 
-    /// Where the rows lie meanwhile.
-    pub(crate) fn temporary(&self) -> &Path {
-        &self.temporary
+    /// The whole file, and what is in it.
+    pub(crate) fn close(self) -> Result<(Bytes, Written), ParquetError> {
+        Ok((self.writer.into_inner()?.into(), self.written))
     }
 }
 
-/// A whole Parquet file on disk that is not visible yet.
-pub(crate) struct Closed {
-    target: PathBuf,
-    temporary: PathBuf,
-}
-
-impl Closed {
-    /// Makes the file visible, on disk when this returns.
-    pub(crate) fn publish(&self) -> io::Result<()> {
-        fs::rename(&self.temporary, &self.target)?;
-        self.target.parent().map_or(Ok(()), sync_folder)
-    }
-
-    /// Where the rows lie meanwhile.
-    pub(crate) fn temporary(&self) -> &Path {
-        &self.temporary
-    }
-}
-
-/// The published files under `parent` whose day lies in `days`, in order of day and name.
-pub(crate) fn files_of_days(
-    parent: &Path,
-    days: RangeInclusive<i64>,
-) -> Result<Vec<PathBuf>, OfflineError> {
-    let mut files = Vec::new();
-    for folder in list(parent)? {
-        let day = folder
-            .file_name()
-            .and_then(|name| day_of_name(name.to_str()?));
-        if day.is_some_and(|day| days.contains(&day)) {
-            let parquet = |path: &PathBuf| {
-                let name = path.file_name().and_then(|name| name.to_str());
-                name.is_some_and(|name| name.ends_with(".parquet") && !name.starts_with('.'))
-            };
-            files.extend(list(&folder)?.into_iter().filter(parquet));
-        }
-    }
-    Ok(files)
-}
-
-fn day_of_name(name: &str) -> Option<i64> {
+pub(crate) fn day_of_name(name: &str) -> Option<i64> {
     let date: NaiveDate = name.strip_prefix("date=")?.parse().ok()?;
     Some(date.signed_duration_since(NaiveDate::default()).num_days())
+}
+
+/// Bytes as lower-case hexadecimal.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// What is in a folder, sorted; nothing where there is no folder.
@@ -202,6 +191,16 @@ pub(crate) fn list(folder: &Path) -> Result<Vec<PathBuf>, OfflineError> {
     Ok(paths)
 }
 
+/// Which columns of a file to decode.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Wanted<'a> {
+    All,
+    /// By name, parts of a nested one separated by dots.
+    Named(&'a [&'a str]),
+    /// So many from the left.
+    First(usize),
+}
+
 /// A file opened for reading.
 pub(crate) struct Segment {
     path: PathBuf,
@@ -210,41 +209,43 @@ pub(crate) struct Segment {
 }
 
 impl Segment {
-    /// Opens a file; only `columns` are decoded, or all where there are none named.
-    pub(crate) fn open(path: &Path, columns: &[&str]) -> Result<Self, OfflineError> {
-        let file = File::open(path).map_err(|source| OfflineError::Io {
-            path: path.to_owned(),
-            source,
-        })?;
-        let corrupt = |error: ParquetError| corrupt(path, error.to_string());
-        let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(corrupt)?;
+    /// Opens a whole file; `path` is its name in errors.
+    pub(crate) fn open(
+        path: PathBuf,
+        bytes: Bytes,
+        wanted: Wanted<'_>,
+    ) -> Result<Self, OfflineError> {
+        let corrupt = |problem: String| corrupt(&path, problem);
+        let builder = ParquetRecordBatchReaderBuilder::try_new(bytes)
+            .map_err(|error| corrupt(error.to_string()))?;
         let schema = SchemaRef::clone(builder.schema());
         match schema.metadata().get(FORMAT_KEY).map(String::as_str) {
             Some(FORMAT) => {}
-            Some(other) => {
-                return Err(self::corrupt(path, format!("format {other} is not known")));
-            }
-            None => {
-                return Err(self::corrupt(
-                    path,
-                    format!("no `{FORMAT_KEY}` in its metadata"),
-                ));
-            }
+            Some(other) => return Err(corrupt(format!("format {other} is not known"))),
+            None => return Err(corrupt(format!("no `{FORMAT_KEY}` in its metadata"))),
         }
-        let mask = match columns {
-            [] => ProjectionMask::all(),
-            _ => ProjectionMask::columns(builder.parquet_schema(), columns.iter().copied()),
+        let parquet = builder.parquet_schema();
+        let mask = match wanted {
+            Wanted::All => ProjectionMask::all(),
+            Wanted::Named(names) => ProjectionMask::columns(parquet, names.iter().copied()),
+            Wanted::First(count) => ProjectionMask::roots(parquet, 0..count),
         };
         let rows = builder
             .with_projection(mask)
             .with_batch_size(READ_ROWS)
             .build()
-            .map_err(corrupt)?;
-        Ok(Self {
-            path: path.to_owned(),
-            schema,
-            rows,
-        })
+            .map_err(|error| corrupt(error.to_string()))?;
+        Ok(Self { path, schema, rows })
+    }
+
+    /// Its name in errors.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its schema, metadata included.
+    pub(crate) fn schema(&self) -> &SchemaRef {
+        &self.schema
     }
 
     /// Names of the features in it.
@@ -278,8 +279,7 @@ mod tests {
     #[test]
     fn a_day_comes_back_from_the_name_of_its_folder() {
         for day in [-1, 0, 15_764, 2_932_896] {
-            let folder = day_folder(Path::new("x"), day);
-            let name = folder.file_name().unwrap().to_str().unwrap().to_owned();
+            let name = day_folder(day);
             assert_eq!(day_of_name(&name), Some(day), "{name}");
         }
         assert_eq!(day_of(-1), -1);

@@ -7,7 +7,10 @@ use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{Float32Type, TimestampMillisecondType, UInt32Type};
 use sha2::{Digest, Sha256};
 
-use super::segments::{Segment, corrupt, day_of, files_of_days, labels_folder, predictions_folder};
+use super::manifest::SealedFile;
+use super::place::Place;
+use super::segments::{Wanted, corrupt, model_folder};
+use super::table::{Table, TableKind};
 use super::{OfflineError, TrainingQuery, TrainingSet, label_rows};
 use crate::labels::StoredLabel;
 use crate::predictions::columns::{lists, numbers, optional, texts};
@@ -28,18 +31,41 @@ pub(super) fn training_rows(
     data_dir: &Path,
     query: &TrainingQuery,
 ) -> Result<TrainingSet, OfflineError> {
-    let labels = known_labels(data_dir, query)?;
-    let folder = predictions_folder(data_dir, &query.model);
-    let last = query.to_ms.saturating_sub(1);
-    let files = files_of_days(&folder, day_of(query.from_ms)..=day_of(last))?;
+    let Some(place) = Place::existing(data_dir)? else {
+        return assemble(Vec::new());
+    };
+    // Files go only after the manifest has forgotten them: one that is missing means that the manifest
+    // is old.
+    for _ in 1..READS_MAX {
+        match read_once(&place, query) {
+            Err(OfflineError::Missing { .. }) => {}
+            read => return read,
+        }
+    }
+    read_once(&place, query)
+}
+
+/// How often the manifests are read anew before a missing file is an error.
+const READS_MAX: usize = 3;
+
+fn read_once(place: &Place, query: &TrainingQuery) -> Result<TrainingSet, OfflineError> {
+    let labels = Table::read_only(TableKind::Labels, place.clone())?;
+    let labels = known_labels(&labels, query)?;
+    let predictions = Table::read_only(TableKind::Predictions, place.clone())?;
+    let folder = format!("{}/", model_folder(&query.model));
+    let manifest = predictions.manifest()?;
+    let wanted = |file: &&SealedFile| {
+        file.path.starts_with(&folder) && file.to_ms >= query.from_ms && file.from_ms < query.to_ms
+    };
+    let files: Vec<_> = manifest.files.iter().filter(wanted).collect();
     let stripes = std::thread::available_parallelism().map_or(1, |count| count.get().min(4));
     let joined = std::thread::scope(|scope| {
-        let share = |stripe: usize| files.iter().skip(stripe).step_by(stripes);
+        let share = |stripe: usize| files.iter().copied().skip(stripe).step_by(stripes);
         let threads: Vec<_> = (0..stripes)
             .map(|stripe| {
                 scope.spawn({
-                    let labels = &labels;
-                    move || join(share(stripe), query, labels)
+                    let (labels, predictions) = (&labels, &predictions);
+                    move || join((predictions, share(stripe)), query, labels)
                 })
             })
             .collect();
@@ -54,12 +80,15 @@ pub(super) fn training_rows(
 type Labels = HashMap<PredictionKey, StoredLabel>;
 
 /// The label that stood for each prediction at `known_by_ms`. A label does not arrive before its
-/// prediction is made, so earlier days are not read.
-fn known_labels(data_dir: &Path, query: &TrainingQuery) -> Result<Labels, OfflineError> {
+/// prediction is made, so earlier files are not read.
+fn known_labels(table: &Table, query: &TrainingQuery) -> Result<Labels, OfflineError> {
     let mut labels = Labels::new();
-    let days = day_of(query.from_ms)..=day_of(query.known_by_ms);
-    for path in files_of_days(&labels_folder(data_dir), days)? {
-        for batch in Segment::open(&path, &label_rows::JOINED)? {
+    for file in &table.manifest()?.files {
+        if file.to_ms < query.from_ms || file.from_ms > query.known_by_ms {
+            continue;
+        }
+        let path = table.shown(&file.path);
+        for batch in table.segment(file, Wanted::Named(&label_rows::JOINED))? {
             let mut found = |prediction, label: StoredLabel| {
                 if label.arrived_ms <= query.known_by_ms {
                     labels
@@ -97,21 +126,22 @@ struct Row {
 }
 
 fn join<'a>(
-    files: impl Iterator<Item = &'a PathBuf>,
+    (table, files): (&Table, impl Iterator<Item = &'a SealedFile>),
     query: &TrainingQuery,
     labels: &Labels,
 ) -> Result<Joined, OfflineError> {
     let mut joined = Joined::default();
-    for path in files {
-        let segment = Segment::open(path, &COLUMNS)?;
+    for file in files {
+        let path = table.shown(&file.path);
+        let segment = table.segment(file, Wanted::Named(&COLUMNS))?;
         let names = segment.features()?;
         let before = joined.rows.len();
         for batch in segment {
             let taken = joined.take(&batch?, names.len(), query, labels);
-            taken.map_err(|problem| corrupt(path, problem))?;
+            taken.map_err(|problem| corrupt(&path, problem))?;
         }
         if joined.rows.len() > before {
-            joined.agree(Some((names, path.clone())))?;
+            joined.agree(Some((names, path)))?;
         }
     }
     Ok(joined)

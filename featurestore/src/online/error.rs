@@ -6,6 +6,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use crate::applied::ApplyError;
+use crate::offline::OfflineError;
 
 /// Why a store could not be opened.
 #[derive(Debug, Error)]
@@ -94,9 +95,17 @@ pub enum ReadError {
     /// A stored value does not decode.
     #[error("online store is damaged: {0}")]
     Damaged(String),
+    /// Sealed events cannot be read.
+    #[error("sealed events: {0}")]
+    Sealed(String),
 }
 
 impl ReadError {
+    #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+    pub(crate) fn sealed(error: OfflineError) -> Self {
+        Self::Sealed(error.to_string())
+    }
+
     #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
     pub(crate) fn database(error: rocksdb::Error) -> Self {
         Self::Database(error.to_string())
@@ -136,4 +145,7 @@ pub enum SealError {
     /// RocksDB failed.
     #[error("online store: {0}")]
     Database(String),
+    /// A table of the offline store could not be read or changed.
+    #[error(transparent)]
+    Offline(#[from] OfflineError),
 }

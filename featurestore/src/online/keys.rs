@@ -14,7 +14,7 @@ pub(crate) enum Column {
     /// View key → encoded view state, and the last sequence number: one family, so that one batched
     /// get reads both at one cut. Lives as long as the view's definition.
     State,
-    /// Sequence number → event. Kept: state of new views and training rows are computed from it.
+    /// Sequence number → event. Kept until it is sealed and [`crate::log::seal`] prunes it.
     Events,
     /// Dedupe key of an event → its sequence number. Kept.
     Dedupe,
@@ -85,12 +85,15 @@ pub(crate) enum Key<'a> {
     Schema(u32),
     /// `3`, view id (8 bytes) → nothing: the state of the view covers the whole log.
     View(u64),
-    /// `4` → first label log number that is not in Parquet, u64 little endian.
+    /// `4` → first label log number that is not in Parquet, u64 little endian. Of before there were
+    /// manifests, which say it now.
     LabelsSealed,
     /// `5` → next number of a spool file, u64 little endian.
     NextSegment,
     /// `9`, `view` or `service`, space, `name@version` → its [`crate::Meaning`], JSON.
     Applied(&'a str),
+    /// `8` → the last event that was pruned from [`Column::Events`], u64 little endian.
+    EventsPruned,
 }
 
 const SCHEMA: u8 = 2;
@@ -114,7 +117,8 @@ impl Key<'_> {
             | Self::View(_)
             | Self::LabelsSealed
             | Self::NextSegment
-            | Self::Applied(_) => Column::Meta,
+            | Self::Applied(_)
+            | Self::EventsPruned => Column::Meta,
         }
     }
 
@@ -134,6 +138,7 @@ impl Key<'_> {
             Self::LabelsSealed => vec![4],
             Self::NextSegment => vec![5],
             Self::Applied(name) => tagged(APPLIED, name.as_bytes()),
+            Self::EventsPruned => vec![8],
         }
     }
 

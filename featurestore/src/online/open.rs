@@ -16,11 +16,11 @@ use crate::applied::{self, ApplyError};
 use crate::commit::states::States;
 use crate::commit::{Counters, WriterStart};
 use crate::definition::{Definitions, View};
-use crate::log::{Scan, Schemas};
+use crate::log::{EventLog, Schemas};
 use crate::metrics::StoreMetrics;
 use crate::offline::segments::make_folder;
 use crate::predictions::PredictionKey;
-use crate::predictions::seal::{closed_files, seal_file};
+use crate::predictions::seal::{closed_files, open_tables, seal_file};
 
 /// Opens the folder; what the store shares, what the writer goes on from, and the predictions whose
 /// pending labels can be resolved at once.
@@ -42,11 +42,18 @@ pub(crate) fn open(
     let (mark, acked) = Mark::open(&path).map_err(io_at(&path))?;
     check_mark(acked, last_seq, counters.label_seq)?;
     let metrics = StoreMetrics::resolve(&definitions);
+    let offline = open_tables(data_dir, &tables)?;
+    crate::log::seal::check(&tables, &offline, (last_seq, counters.label_seq))?;
     for file in closed_files(&spool)? {
-        seal_file(data_dir, &file, &metrics)?;
+        seal_file(&offline.predictions, &file, &metrics)?;
     }
     let schemas = Schemas::load(&tables, &definitions).map_err(read)?;
-    renew_views(&tables, &schemas, &definitions, options.cached_states_max)?;
+    let events = EventLog {
+        tables: &tables,
+        schemas: &schemas,
+        sealed: &offline.events,
+    };
+    renew_views(events, &definitions, options.cached_states_max)?;
     let (pending, resolved) = read_pending(&tables)?;
     metrics.labels_pending.set(pending.len() as f64);
     metrics.stopped.set(0.0);
@@ -63,6 +70,7 @@ pub(crate) fn open(
         data_dir: data_dir.to_owned(),
         lock,
         tables,
+        offline,
         definitions,
         schemas,
         options: options.clone(),
@@ -161,11 +169,11 @@ const REBUILD_EVENTS: u64 = 65_536;
 /// Folds the whole log into views that the database does not know, and drops the states of views that
 /// are no longer defined. A view counts as known when its rebuild is complete.
 fn renew_views(
-    tables: &Tables,
-    schemas: &Schemas,
+    log: EventLog<'_>,
     definitions: &Definitions,
     states_max: usize,
 ) -> Result<(), OpenError> {
+    let tables = log.tables;
     let mut known = Vec::new();
     for pair in tables.scan(Column::Meta, &Key::View(0).to_bytes()) {
         let (key, _) = pair.map_err(database)?;
@@ -194,7 +202,7 @@ fn renew_views(
     }
     let mut states = States::new(fresh.clone(), states_max);
     let mut events = 0;
-    for logged in Scan::from(tables, schemas, 0) {
+    for logged in log.from(0).map_err(read)? {
         let logged = logged.map_err(read)?;
         states
             .fold(tables, &logged.event, logged.seq, logged.arrived_ms)
@@ -250,5 +258,6 @@ fn read(error: ReadError) -> OpenError {
     match error {
         ReadError::Database(problem) => OpenError::Database(problem),
         ReadError::Damaged(problem) => OpenError::Damaged(problem),
+        error @ ReadError::Sealed(_) => OpenError::Damaged(error.to_string()),
     }
 }

@@ -11,8 +11,9 @@ use super::lock::FolderLock;
 use super::tables::Tables;
 use crate::commit::Counters;
 use crate::definition::Definitions;
-use crate::log::Schemas;
+use crate::log::{EventLog, Schemas};
 use crate::metrics::StoreMetrics;
+use crate::offline::OfflineTables;
 use crate::predictions::PredictionKey;
 use crate::predictions::spool::Spool;
 
@@ -20,6 +21,7 @@ use crate::predictions::spool::Spool;
 /// recorder, and a seal for a moment) and `sealing` (one seal or read of the whole log at a time).
 pub(crate) struct Shared {
     pub(crate) tables: Tables,
+    pub(crate) offline: OfflineTables,
     /// States that were read lately; the writer keeps them at its cut.
     pub(crate) hot: HotStates,
     pub(crate) definitions: Arc<Definitions>,
@@ -49,6 +51,7 @@ impl Shared {
         let spool = Spool::new(folder, definitions, opened.options.spool_rows_max);
         Self {
             tables: opened.tables,
+            offline: opened.offline,
             hot: HotStates::new(opened.options.hot_states_bytes, opened.last_seq),
             definitions: opened.definitions,
             schemas: opened.schemas,
@@ -62,6 +65,15 @@ impl Shared {
             sealing: Mutex::new(()),
             predictions: AtomicU64::new(0),
             _lock: opened.lock,
+        }
+    }
+
+    /// All events, wherever they lie.
+    pub(crate) fn events(&self) -> EventLog<'_> {
+        EventLog {
+            tables: &self.tables,
+            schemas: &self.schemas,
+            sealed: &self.offline.events,
         }
     }
 
@@ -82,6 +94,7 @@ pub(crate) struct Opened {
     pub(crate) data_dir: PathBuf,
     pub(crate) lock: FolderLock,
     pub(crate) tables: Tables,
+    pub(crate) offline: OfflineTables,
     pub(crate) definitions: Arc<Definitions>,
     pub(crate) schemas: Schemas,
     pub(crate) options: StoreOptions,

@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use rocksdb::compaction_filter::Decision;
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType,
-    DBIterator, DBPinnableSlice, Direction, Error, ErrorKind, IteratorMode, Options, ReadOptions,
-    ReadTier, WriteBatch, WriteOptions,
+    DBIterator, DBPinnableSlice, DBRawIterator, Direction, Error, ErrorKind, IteratorMode, Options,
+    ReadOptions, ReadTier, WriteBatch, WriteOptions,
 };
 
 use super::keys::{Column, Key};
@@ -108,6 +108,11 @@ impl Tables {
     pub(crate) fn scan(&self, column: Column, start: &[u8]) -> DBIterator<'_> {
         let mode = IteratorMode::From(start, Direction::Forward);
         self.db.iterator_cf(self.column(column), mode)
+    }
+
+    /// A cursor over a column family as it is now; seek before use.
+    pub(crate) fn raw_scan(&self, column: Column) -> DBRawIterator<'_> {
+        self.db.raw_iterator_cf(self.column(column))
     }
 
     /// The last key of a column family.

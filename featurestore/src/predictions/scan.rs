@@ -5,7 +5,7 @@ use super::columns::{Records, Row};
 use super::seal::closed_files;
 use super::spool::SpoolReader;
 use crate::offline::OfflineError;
-use crate::offline::segments::{Segment, corrupt, day_of, files_of_days, predictions_folder};
+use crate::offline::segments::{Wanted, corrupt, model_folder};
 use crate::online::shared::{Shared, locked};
 
 /// Which rows to read.
@@ -35,12 +35,16 @@ pub(crate) fn scan(
         closed_files(&spool).map_err(|error| corrupt(&spool, error.to_string()))?
     };
     let mut records = Records::new(&shared.definitions);
-    let folder = predictions_folder(&shared.data_dir, range.model);
-    let days = day_of(range.from_ms)..=day_of(range.to_ms.saturating_sub(1));
-    for path in files_of_days(&folder, days)? {
-        for batch in Segment::open(&path, &[])? {
+    let sealed = &shared.offline.predictions;
+    let folder = format!("{}/", model_folder(range.model));
+    for file in &sealed.manifest()?.files {
+        let misses = file.to_ms < range.from_ms || file.from_ms >= range.to_ms;
+        if misses || !file.path.starts_with(&folder) {
+            continue;
+        }
+        for batch in sealed.segment(file, Wanted::All)? {
             let read = records.read(&batch?, wanted);
-            let read = read.map_err(|problem| corrupt(&path, problem))?;
+            let read = read.map_err(|problem| corrupt(&sealed.shown(&file.path), problem))?;
             read.into_iter().for_each(&mut *found);
         }
     }

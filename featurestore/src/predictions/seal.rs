@@ -1,22 +1,26 @@
 //! Sealing: closed spool files become Parquet by day, the label log becomes Parquet by day.
 //!
-//! Order of steps: write and publish the Parquet files of a spool file, remove the spool file; write and
-//! publish label files, move the cursor. A crash between any two leaves what makes the next seal write
-//! the same files again.
+//! Order of steps: put the files of a spool file, name them in the manifest, remove the spool file; put
+//! label files, name them and the number that they reach. A crash before the manifest leaves orphans,
+//! one after it a spool file that the manifest knows to be sealed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use rocksdb::WriteBatch;
+use arrow::array::{Array, RecordBatch};
 
 use super::Sealed;
-use super::columns::numbers;
+use super::columns::{optional, texts};
 use super::spool::SpoolReader;
 use crate::labels::{EntryKind, entries};
 use crate::metrics::StoreMetrics;
-use crate::offline::days::DayFiles;
+use crate::offline::OfflineTables;
+use crate::offline::days::{About, DayFiles};
 use crate::offline::label_rows::LabelFiles;
-use crate::offline::segments::{labels_folder, list, predictions_folder, sync_folder};
+use crate::offline::place::Place;
+use crate::offline::segments::{list, model_folder, sync_folder};
+use crate::offline::table::{Legacy, Table, TableKind};
 use crate::online::SealError;
 use crate::online::keys::Key;
 use crate::online::tables::Tables;
@@ -30,7 +34,7 @@ pub(crate) fn closed_files(spool: &Path) -> Result<Vec<PathBuf>, SealError> {
 
 /// Turns one closed spool file into Parquet and removes it.
 pub(crate) fn seal_file(
-    data_dir: &Path,
+    predictions: &Arc<Table>,
     path: &Path,
     metrics: &StoreMetrics,
 ) -> Result<Sealed, SealError> {
@@ -40,17 +44,26 @@ pub(crate) fn seal_file(
     let (number, model) = name
         .and_then(|name| name.split_once('-'))
         .ok_or_else(|| failed(path, &"not a spool file"))?;
-    if let Some(schema) = reader.schema() {
-        let folder = predictions_folder(data_dir, model);
-        let mut files = DayFiles::new(folder, number.to_owned(), schema);
+    let origin = format!("spool {number}");
+    let done = predictions.manifest()?.has_origin(&origin);
+    if let Some(schema) = reader.schema().filter(|_| !done) {
+        let mut files: Option<DayFiles> = None;
         for batch in reader.by_ref() {
-            let times = numbers(&batch, "at");
-            let times = times.map_err(|error| failed(path, &error))?;
-            let written = files.write(&batch, times);
-            written.map_err(|error| failed(path, &error))?;
+            let files = files.get_or_insert_with(|| {
+                let about = About {
+                    folder: model_folder(model),
+                    name: number.to_owned(),
+                    schema: service_of(&batch),
+                    origin: origin.clone(),
+                };
+                DayFiles::new(predictions, about, Arc::clone(&schema))
+            });
+            files.write(&batch)?;
             sealed.predictions += batch.num_rows() as u64;
         }
-        sealed.files = files.finish().map_err(|error| failed(path, &error))?;
+        let files = files.map_or(Ok(Vec::new()), DayFiles::finish)?;
+        sealed.files = files.len() as u64;
+        predictions.commit(|manifest| manifest.files.extend(files))?;
     }
     if reader.torn() {
         metrics.spool_torn.increment(1);
@@ -63,31 +76,73 @@ pub(crate) fn seal_file(
     Ok(sealed)
 }
 
-/// Writes the label log from the cursor on into Parquet and moves the cursor.
-pub(crate) fn seal_labels(data_dir: &Path, tables: &Tables) -> Result<Sealed, SealError> {
-    let database = |error: rocksdb::Error| SealError::Database(error.to_string());
-    let first = tables.get_number(Key::LabelsSealed).map_err(database)?;
-    let first = first.unwrap_or(1);
-    let folder = labels_folder(data_dir);
-    let mut files = LabelFiles::new(folder.clone(), format!("{first:012}"));
+/// Writes the label log from where the table ends into Parquet.
+pub(crate) fn seal_labels(tables: &Tables, labels: &Arc<Table>) -> Result<Sealed, SealError> {
+    let first = labels.manifest()?.sealed_seq + 1;
+    let origin = format!("labels from {first}");
+    let mut files = LabelFiles::new(labels, format!("{first:012}"), origin);
     let mut sealed = Sealed::default();
-    let mut next = first;
+    let mut last = first - 1;
     for entry in entries(tables, first) {
         let (number, entry) = entry.map_err(|error| SealError::Database(error.to_string()))?;
-        next = number + 1;
+        last = number;
         if entry.kind != EntryKind::Resolved {
-            let pushed = files.push(entry.prediction, entry.label, number);
-            pushed.map_err(|error| failed(&folder, &error))?;
+            files.push(entry.prediction, entry.label, number)?;
             sealed.labels += 1;
         }
     }
-    sealed.files = files.finish().map_err(|error| failed(&folder, &error))?;
-    if next > first {
-        let mut batch = WriteBatch::default();
-        tables.put(&mut batch, Key::LabelsSealed, &next.to_le_bytes());
-        tables.write_durably(batch).map_err(database)?;
-    }
+    let files = files.finish()?;
+    sealed.files = files.len() as u64;
+    labels.commit(|manifest| {
+        manifest.sealed_seq = last;
+        manifest.files.extend(files);
+    })?;
     Ok(sealed)
+}
+
+/// Opens the three tables. What a folder of before there were manifests holds of a seal that did not
+/// end is written again by the next: the files of a spool file that is still there, and the labels from
+/// the cursor on.
+pub(crate) fn open_tables(data_dir: &Path, tables: &Tables) -> Result<OfflineTables, SealError> {
+    let place = Place::of_data_folder(data_dir)?;
+    let open = |kind, sealed_seq, unfinished: &dyn Fn(&str) -> bool| {
+        let legacy = Legacy {
+            sealed_seq,
+            unfinished,
+        };
+        Table::open(kind, place.clone(), &legacy).map(Arc::new)
+    };
+    let spooled: Vec<(String, String)> = closed_files(&data_dir.join("spool"))?
+        .iter()
+        .filter_map(|path| {
+            let (number, model) = path.file_stem()?.to_str()?.split_once('-')?;
+            Some((format!("{}/", model_folder(model)), format!("/{number}-")))
+        })
+        .collect();
+    let in_spool = |path: &str| {
+        let mut spooled = spooled.iter();
+        spooled.any(|(folder, name)| path.starts_with(folder) && path.contains(name))
+    };
+    let next_label = tables.get_number(Key::LabelsSealed);
+    let next_label = next_label.map_err(|error| SealError::Database(error.to_string()))?;
+    let next_label = next_label.unwrap_or(1);
+    let unsealed = format!("/{next_label:012}-");
+    Ok(OfflineTables {
+        events: open(TableKind::Events, 0, &|_| false)?,
+        predictions: open(TableKind::Predictions, 0, &in_spool)?,
+        labels: open(TableKind::Labels, next_label.saturating_sub(1), &|path| {
+            path.contains(&unsealed)
+        })?,
+    })
+}
+
+/// The service of some rows, as a manifest names it.
+fn service_of(rows: &RecordBatch) -> serde_json::Value {
+    let service = texts(rows, "service")
+        .ok()
+        .filter(|column| column.len() > 0);
+    let service = service.and_then(|column| optional(column, 0));
+    serde_json::json!({ "service": service })
 }
 
 fn failed(path: &Path, problem: &dyn std::fmt::Display) -> SealError {

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use super::sample::{Sample, Served};
 use super::{VerifyError, VerifyReport, services_of};
-use crate::log::Scan;
 use crate::online::FeatureStore;
 use crate::predictions::scan::Range;
 use crate::refold::Refold;
@@ -201,7 +200,8 @@ impl Pass<'_> {
         let mut report = VerifyReport::default();
         let shared = self.store.shared();
         let failed = |error: crate::online::ReadError| VerifyError::Events(error.to_string());
-        let mut events = Scan::from(&shared.tables, &shared.schemas, self.folded + 1).peekable();
+        let events = shared.events().from(self.folded + 1);
+        let mut events = events.map_err(failed)?.peekable();
         let mut read = 0;
         for served in rows {
             let as_of_seq = served.row.as_of_seq;

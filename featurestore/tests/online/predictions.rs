@@ -78,7 +78,10 @@ fn recorded_rows_are_read_back_from_spool_and_from_parquet() {
     let mut records = serve_days(&store, &mut traffic, 3);
     assert_all_recorded(&store, &records);
     let sealed = store.seal().unwrap();
-    assert_eq!((sealed.predictions, sealed.files), (72, 3));
+    assert_eq!(
+        (sealed.predictions, sealed.events, sealed.files),
+        (72, 180, 9)
+    );
     assert_all_recorded(&store, &records);
     // Some rows sealed, some in the spool.
     let mut fallback = traffic.serve(&store, START_MS + 3 * DAY_MS);
@@ -220,19 +223,30 @@ fn a_seal_that_was_cut_off_is_repeated_without_loss_or_doubling() {
     let store = open(folder.path());
     let records = serve_days(&store, &mut traffic, 3);
     store.flush().unwrap();
-    // The spool file as it was before the seal comes back, as if the seal had not got to removing it;
-    // with it one of the Parquet files, as if another had not been written yet.
     let path = only_file(&folder.path().join("spool"));
     let spooled = fs::read(&path).unwrap();
+    let manifest = folder.path().join("offline/predictions/manifest.jsonl");
+    let manifest_before = fs::read(&manifest).unwrap();
     store.seal().unwrap();
     drop(store);
-    fs::write(&path, &spooled).unwrap();
-    let sealed = parquet_files(&folder.path().join("offline/predictions/model=delay"));
+    let files = || parquet_files(&folder.path().join("offline/predictions/model=delay"));
+    let sealed = files();
     assert_eq!(sealed.len(), 3);
-    fs::remove_file(&sealed[1]).unwrap();
-    fs::write(sealed[2].with_file_name(".leftover.tmp"), b"half").unwrap();
+    // Cut off between the manifest and the removal of the spool file.
+    fs::write(&path, &spooled).unwrap();
     let store = open(folder.path());
     assert_all_recorded(&store, &records);
+    assert_eq!(files(), sealed);
+    drop(store);
+    // Cut off before the manifest, with one file whole, one half put and one not begun.
+    fs::write(&path, &spooled).unwrap();
+    fs::write(&manifest, &manifest_before).unwrap();
+    fs::remove_file(&sealed[1]).unwrap();
+    let torn = sealed[2].with_extension("parquet#1");
+    fs::rename(&sealed[2], &torn).unwrap();
+    let store = open(folder.path());
+    assert_all_recorded(&store, &records);
+    assert_eq!(files(), sealed, "put again, and nothing left over");
     assert_eq!(store.seal().unwrap().predictions, 0);
     assert_all_recorded(&store, &records);
 }
@@ -325,6 +339,9 @@ fn parquet_files(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for day in fs::read_dir(folder).unwrap() {
         let day = day.unwrap().path();
+        if !day.is_dir() {
+            continue;
+        }
         found.extend(fs::read_dir(day).unwrap().map(|file| file.unwrap().path()));
     }
     found.sort();
