@@ -3,7 +3,9 @@
 //! Both run on an open store, so never beside a gateway on the same folder. Costs one pass over the
 //! files, and for a backfill one over the event log.
 
+mod csv;
 pub(crate) mod import;
+mod json;
 pub(crate) mod recompute;
 mod table;
 
@@ -18,7 +20,7 @@ use thiserror::Error;
 pub struct ImportRequest {
     /// The source's name.
     pub source: String,
-    /// `.parquet`, or JSON lines of any other ending; in order of time within and across files.
+    /// `.parquet`, `.csv`, or JSON lines of any other ending; in order of time within and across files.
     pub files: Vec<PathBuf>,
     /// The present, against which the source's limit on future times is held.
     pub now_ms: i64,
@@ -37,6 +39,17 @@ pub struct Imported {
     pub late: u64,
 }
 
+/// How far an import is; what is counted is on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Rows, of all files.
+    pub rows: u64,
+    /// Bytes of the files that hold them.
+    pub bytes: u64,
+    /// Bytes of all files.
+    pub bytes_total: u64,
+}
+
 /// Rows to recompute as if they had been served.
 #[derive(Debug, Clone)]
 pub struct BackfillRequest {
@@ -44,7 +57,7 @@ pub struct BackfillRequest {
     pub model: Arc<str>,
     /// Feature service, `name` or `name@version`.
     pub service: String,
-    /// `.parquet`, or JSON lines of any other ending: the service's request fields and `request_id`
+    /// `.parquet`, `.csv`, or JSON lines of any other ending: the service's request fields and `request_id`
     /// (string, optional), `at` (time), `label` (number, null where unknown), `label_known_at` (time);
     /// in order of `at`.
     pub file: PathBuf,
@@ -89,6 +102,17 @@ pub enum HistoryError {
         row: usize,
         /// What is wrong with it.
         problem: String,
+    },
+    /// An import ended at a row. Every row before it is in, none after.
+    #[error(
+        "{cause}; the {} rows before it are imported, and importing the same files again skips them",
+        imported.rows
+    )]
+    Partial {
+        /// Why it ended.
+        cause: Box<HistoryError>,
+        /// What was imported.
+        imported: Imported,
     },
     /// The event store refused.
     #[error("event store: {0}")]

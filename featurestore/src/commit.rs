@@ -5,6 +5,7 @@
 //! as a whole or not at all, and counts once however often it is sent. A failed write stops the writer
 //! for good: what the disk holds is then unknown, and only reopening tells.
 
+pub(crate) mod bulk;
 mod events;
 mod labels;
 pub(crate) mod states;
@@ -17,6 +18,7 @@ use std::thread::JoinHandle;
 use crossbeam::channel::{Receiver, Sender, TrySendError, bounded};
 use rocksdb::WriteBatch;
 
+use self::bulk::{BulkDone, Prepared, Seen};
 use self::states::States;
 use crate::definition::Source;
 use crate::event::Event;
@@ -52,6 +54,8 @@ pub(crate) enum Job {
         arrived_ms: i64,
         done: Done<LabelsIngested>,
     },
+    /// A large group of one source's past, sorted and encoded already.
+    Bulk { bulk: Prepared, done: BulkDone },
     /// Predictions that have been recorded and that pending labels wait for.
     Resolve(Vec<PredictionKey>),
 }
@@ -62,6 +66,7 @@ impl Job {
         match self {
             Self::Events { events, .. } => events.iter().map(event_bytes).sum(),
             Self::Labels { labels, .. } => size_of_val(labels.as_slice()),
+            Self::Bulk { bulk, .. } => bulk.bytes(),
             Self::Resolve(predictions) => size_of_val(predictions.as_slice()),
         }
     }
@@ -70,6 +75,7 @@ impl Job {
         match self {
             Self::Events { done, .. } => done(Err(error)),
             Self::Labels { done, .. } => done(Err(error)),
+            Self::Bulk { done, .. } => done(Err(error)),
             Self::Resolve(_) => {}
         }
     }
@@ -118,6 +124,7 @@ impl Queue {
             counters: start.counters,
             pending_order: start.pending_order,
             mark: start.mark,
+            seen: Seen::default(),
         };
         let thread = std::thread::Builder::new()
             .name("store-writer".to_owned())
@@ -267,6 +274,8 @@ struct Writer {
     /// The keys of `shared.pending` by arrival, to expire the oldest.
     pending_order: BTreeSet<(i64, PredictionKey)>,
     mark: Mark,
+    /// Dedupe keys of the import under way.
+    seen: Seen,
 }
 
 /// One write batch in the making.
@@ -375,6 +384,7 @@ impl Writer {
                     return Err(error);
                 }
             },
+            Job::Bulk { bulk, done } => self.add_bulk(group, bulk, done)?,
             Job::Resolve(predictions) => self.resolve(group, &predictions)?,
         }
         Ok(())

@@ -108,6 +108,12 @@ impl Source {
             .map_err(|problem| EventError { row, problem })
     }
 
+    /// What the dedupe keys of all its events begin with, and no other source's.
+    pub(crate) fn put_dedupe_prefix(&self, out: &mut Vec<u8>) {
+        varint::put(self.name.len() as u64, out);
+        out.extend_from_slice(self.name.as_bytes());
+    }
+
     fn values_from_json(&self, json: &serde_json::Value) -> Result<Vec<Value>, EventProblem> {
         let object = json.as_object().ok_or(EventProblem::NotObject)?;
         let unknown = |name: &&String| self.field(name).is_none();
@@ -176,14 +182,17 @@ impl Event {
 
     /// The same bytes for the same event sent twice: source name and id fields.
     pub fn dedupe_key(&self) -> Vec<u8> {
-        let name = self.source.name.as_bytes();
-        let mut key = Vec::with_capacity(name.len() + 16);
-        varint::put(name.len() as u64, &mut key);
-        key.extend_from_slice(name);
-        for &field in &self.source.id_fields {
-            self.values[field].encode(&mut key);
-        }
+        let mut key = Vec::with_capacity(self.source.name.len() + 16);
+        self.put_dedupe_key(&mut key);
         key
+    }
+
+    /// Appends the bytes of [`Event::dedupe_key`].
+    pub(crate) fn put_dedupe_key(&self, out: &mut Vec<u8>) {
+        self.source.put_dedupe_prefix(out);
+        for &field in &self.source.id_fields {
+            self.values[field].encode(out);
+        }
     }
 }
 

@@ -8,11 +8,11 @@
 //! row, so they stay) and with the tiles that are still read: the caller's [`PointInTime::release`]
 //! frees the others.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::definition::{Source, View};
 use crate::event::Event;
+use crate::key_table::{KeyTable, encode_key};
 use crate::service::{FeatureRow, Service};
 use crate::value::Value;
 use crate::window::ViewState;
@@ -33,15 +33,11 @@ pub struct PointInTime {
     until_release: usize,
 }
 
-/// The states of all views with one list of keys: a row for each key, a column for each view.
+/// The states of all views whose key is made of the same fields of the request.
 #[derive(Debug)]
 struct Table {
-    /// The key's values in the request.
     request_fields: Vec<usize>,
-    views: Vec<Arc<View>>,
-    rows: HashMap<Box<[u8]>, usize>,
-    /// Row after row.
-    states: Vec<ViewState>,
+    states: KeyTable,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -86,14 +82,11 @@ impl PointInTime {
         let table = self.tables.iter().position(same).unwrap_or_else(|| {
             self.tables.push(Table {
                 request_fields: request_fields.to_vec(),
-                views: Vec::new(),
-                rows: HashMap::new(),
-                states: Vec::new(),
+                states: KeyTable::default(),
             });
             self.tables.len() - 1
         });
-        let column = self.tables[table].views.len();
-        self.tables[table].views.push(Arc::clone(view));
+        let column = self.tables[table].states.add_view(view);
         self.places.push(Place { table, column });
         let same = |route: &&mut Route| {
             route.table == table
@@ -127,14 +120,18 @@ impl PointInTime {
             if encode_key(values, &mut self.key).is_none() {
                 continue;
             }
-            let table = &mut self.tables[route.table];
+            let states = &mut self.tables[route.table].states;
             // Made by the first event that a view folds, not by one that every filter leaves out.
-            let mut row = table.rows.get(self.key.as_slice()).copied();
+            let mut row = states.row_of(&self.key);
             for &column in &route.columns {
-                if table.views[column].passes(event) {
-                    let row = *row.get_or_insert_with(|| table.add_row(&self.key));
-                    let at = row * table.views.len() + column;
-                    table.states[at].fold(&table.views[column], event, seq);
+                if states.views()[column].passes(event) {
+                    let row = *row.get_or_insert_with(|| {
+                        let empty = states.views().iter().map(|_| ViewState::default());
+                        let empty: Vec<_> = empty.collect();
+                        states.add_row(&self.key, empty.into_iter())
+                    });
+                    let (state, view) = states.state_mut(row, column);
+                    state.fold(view, event, seq);
                 }
             }
         }
@@ -146,14 +143,12 @@ impl PointInTime {
         for table in &self.tables {
             let values = table.request_fields.iter().map(|&at| request.get(at));
             let key = encode_key(values, &mut self.key);
-            let row = key.and_then(|()| table.rows.get(self.key.as_slice()));
-            self.rows.push(row.copied());
+            self.rows
+                .push(key.and_then(|()| table.states.row_of(&self.key)));
         }
         let state = |view: usize| {
             let Place { table, column } = *self.places.get(view)?;
-            let row = self.rows[table]?;
-            let table = &self.tables[table];
-            Some(&table.states[row * table.views.len() + column])
+            Some(self.tables[table].states.state(self.rows[table]?, column))
         };
         self.service
             .assemble_from(request, state, at_ms, self.last_seq)
@@ -171,12 +166,9 @@ impl PointInTime {
     pub fn release(&mut self, at_ms: i64) {
         let mut states = 0;
         for table in &mut self.tables {
-            states += table.states.len();
-            for row in table.states.chunks_exact_mut(table.views.len()) {
-                for (state, view) in row.iter_mut().zip(&table.views) {
-                    state.release(view, at_ms);
-                }
-            }
+            let held = table.states.states_mut();
+            states += held.len();
+            held.for_each(|(state, view)| state.release(view, at_ms));
         }
         self.until_release = RELEASE_EVENTS_MIN.max(states);
     }
@@ -186,27 +178,4 @@ impl Route {
     fn takes(&self, event: &Event) -> bool {
         Arc::ptr_eq(&self.source, &event.source) || self.source.name == event.source.name
     }
-}
-
-impl Table {
-    /// Makes the states of a new key; the number of its row.
-    fn add_row(&mut self, key: &[u8]) -> usize {
-        let row = self.rows.len();
-        self.rows.insert(key.into(), row);
-        let states = (row + 1) * self.views.len();
-        self.states.resize_with(states, ViewState::default);
-        row
-    }
-}
-
-/// The values' binary forms one after another; `None` where one is null or absent.
-fn encode_key<'a>(
-    values: impl Iterator<Item = Option<&'a Value>>,
-    out: &mut Vec<u8>,
-) -> Option<()> {
-    out.clear();
-    for value in values {
-        value.filter(|value| !value.is_null())?.encode(out);
-    }
-    Some(())
 }

@@ -12,6 +12,7 @@ pub mod definition;
 pub mod event;
 pub mod expression;
 pub mod join;
+mod key_table;
 pub mod labels;
 mod log;
 pub mod metrics;
@@ -29,7 +30,7 @@ pub mod view_rows;
 pub mod window;
 
 pub use applied::{Application, Applied, ApplyError, ChangedMeaning, VersionName, Versioned};
-pub use backfill::{BackfillRequest, Backfilled, HistoryError, ImportRequest, Imported};
+pub use backfill::{BackfillRequest, Backfilled, HistoryError, ImportRequest, Imported, Progress};
 pub use definition::{
     Aggregate, Decay, DefinitionError, Definitions, DurationError, Entity, Filter, Meaning,
     Measure, MeasureKind, Source, Summary, SummaryKind, View, ViewFeature, ViewKey, WINDOW_TILES,

@@ -5,6 +5,7 @@
 //! get over one column family. Every call may block on disk: callers on an event loop use the callbacks
 //! or their own threads.
 
+pub(crate) mod bulk;
 mod error;
 pub(crate) mod hot;
 pub(crate) mod keys;
@@ -24,7 +25,10 @@ pub use self::error::{IngestError, OpenError, Overloaded, ReadError, RecordError
 use self::read::Reach;
 use self::shared::{Shared, locked};
 use crate::applied::{self, Application, Applied, ApplyError, VersionName};
-use crate::backfill::{BackfillRequest, Backfilled, HistoryError, ImportRequest, Imported};
+use crate::backfill::{
+    BackfillRequest, Backfilled, HistoryError, ImportRequest, Imported, Progress,
+};
+use crate::commit::bulk::{BulkDone, Prepared};
 use crate::commit::{Arrival, Job, Queue};
 use crate::definition::Definitions;
 use crate::event::Event;
@@ -54,6 +58,8 @@ pub struct StoreOptions {
     pub hot_states_bytes: usize,
     /// Rows per model that wait in memory for the spool.
     pub spool_rows_max: usize,
+    /// Events of one group of an import, which is durable as a whole; takes about 400 bytes each.
+    pub import_group_events: usize,
     /// How long a label waits for its prediction, in milliseconds.
     pub pending_label_ttl_ms: i64,
     /// Labels that may wait for their prediction; beyond it the oldest expire early.
@@ -75,6 +81,7 @@ impl Default for StoreOptions {
             cached_states_max: 16_384,
             hot_states_bytes: 64 << 20,
             spool_rows_max: 1024,
+            import_group_events: 1 << 17,
             pending_label_ttl_ms: 7 * DAY_MS,
             pending_labels_max: 1 << 20,
             prediction_ttl_ms: 90 * DAY_MS,
@@ -235,6 +242,11 @@ impl FeatureStore {
             arrival,
             done,
         })
+    }
+
+    /// Queues a large group of the past, sorted; as [`FeatureStore::submit_events`].
+    pub(crate) fn submit_bulk(&self, bulk: Prepared, done: BulkDone) -> Result<(), Overloaded> {
+        self.inner.queue.submit(Job::Bulk { bulk, done })
     }
 
     /// Queues a batch of labels; all of them are written or none. `done` as in
@@ -425,11 +437,11 @@ impl FeatureStore {
         }
     }
 
-    /// Imports events from files; `on_progress` is called with the rows done so far.
+    /// Imports events from files; `on_progress` is called whenever rows are on disk.
     pub fn import_events(
         &self,
         request: &ImportRequest,
-        on_progress: &mut dyn FnMut(u64),
+        on_progress: &mut dyn FnMut(Progress),
     ) -> Result<Imported, HistoryError> {
         crate::backfill::import::import(self, request, on_progress)
     }

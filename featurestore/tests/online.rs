@@ -15,6 +15,8 @@ mod flights;
 mod formats;
 #[path = "online/history.rs"]
 mod history;
+#[path = "online/import.rs"]
+mod import;
 #[path = "online/kills.rs"]
 mod kills;
 #[path = "online/labels.rs"]

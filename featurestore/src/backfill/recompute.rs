@@ -52,7 +52,7 @@ pub(crate) fn backfill(
         output: Output::new(shared, request, service)?,
     };
     let fields = fields(service);
-    read_rows(path, &fields, &mut |row, values| pass.row(row, values))?;
+    read_rows(path, &fields, &mut |at, values| pass.row(at.row, values))?;
     pass.output.finish(path)
 }
 

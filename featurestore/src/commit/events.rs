@@ -19,6 +19,7 @@ impl Writer {
     ) -> Result<Ingested, ReadError> {
         let shared = Arc::clone(&self.shared);
         let tables = &shared.tables;
+        self.seen.forget();
         let keys: Vec<Vec<u8>> = events.iter().map(Event::dedupe_key).collect();
         let known = tables
             .get_many(Column::Dedupe, keys.iter().map(Vec::as_slice))

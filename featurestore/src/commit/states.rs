@@ -102,6 +102,12 @@ impl States {
         }
     }
 
+    /// States were written past these.
+    pub(super) fn forget(&mut self) {
+        self.young.clear();
+        self.old.clear();
+    }
+
     fn held(
         &mut self,
         tables: &Tables,
@@ -123,7 +129,7 @@ impl States {
     }
 }
 
-fn stored(tables: &Tables, view: &View, key: &ViewKey) -> Result<ViewState, ReadError> {
+pub(super) fn stored(tables: &Tables, view: &View, key: &ViewKey) -> Result<ViewState, ReadError> {
     let bytes = tables
         .get(Key::State(key.as_bytes()))
         .map_err(ReadError::database)?;

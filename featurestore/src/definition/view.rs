@@ -387,6 +387,11 @@ impl View {
         self.key_from(self.key_fields.iter().map(|&field| event.values.get(field)))
     }
 
+    /// The key whose values, encoded one after another, are these bytes.
+    pub(crate) fn key_under(&self, values: &[u8]) -> ViewKey {
+        ViewKey([&self.id.to_be_bytes(), values].concat().into_boxed_slice())
+    }
+
     /// Whether the filter lets an event of the view's source through.
     pub(crate) fn passes(&self, event: &Event) -> bool {
         let equals = |filter: &Filter| event.values.get(filter.field) == Some(&filter.equals);

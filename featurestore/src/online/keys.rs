@@ -90,6 +90,8 @@ pub(crate) enum Key<'a> {
     LabelsSealed,
     /// `5` → next number of a spool file, u64 little endian.
     NextSegment,
+    /// `6` → what to finish of an import that was cut off ([`crate::online::bulk`]).
+    Bulk,
     /// `9`, `view` or `service`, space, `name@version` → its [`crate::Meaning`], JSON.
     Applied(&'a str),
     /// `8` → the last event that was pruned from [`Column::Events`], u64 little endian.
@@ -118,7 +120,8 @@ impl Key<'_> {
             | Self::LabelsSealed
             | Self::NextSegment
             | Self::Applied(_)
-            | Self::EventsPruned => Column::Meta,
+            | Self::EventsPruned
+            | Self::Bulk => Column::Meta,
         }
     }
 
@@ -137,6 +140,7 @@ impl Key<'_> {
             Self::View(id) => tagged(VIEW, &id.to_be_bytes()),
             Self::LabelsSealed => vec![4],
             Self::NextSegment => vec![5],
+            Self::Bulk => vec![6],
             Self::Applied(name) => tagged(APPLIED, name.as_bytes()),
             Self::EventsPruned => vec![8],
         }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use rocksdb::WriteBatch;
 
+use super::bulk;
 use super::keys::{Column, FORMAT, Key};
 use super::lock::FolderLock;
 use super::mark::{Acked, Mark};
@@ -36,6 +37,7 @@ pub(crate) fn open(
     let lock = FolderLock::take(data_dir)?;
     let tables = Tables::open(&online, options.block_cache_bytes).map_err(database)?;
     check_format(&tables)?;
+    bulk::redo(&tables, data_dir).map_err(read)?;
     applied::apply(&tables, &definitions).map_err(refused)?;
     let (last_seq, counters) = read_counters(&tables)?;
     let path = data_dir.join("acked");

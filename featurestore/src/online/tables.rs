@@ -11,8 +11,9 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use rocksdb::compaction_filter::Decision;
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType,
-    DBIterator, DBPinnableSlice, DBRawIterator, Direction, Error, ErrorKind, IteratorMode, Options,
-    ReadOptions, ReadTier, WriteBatch, WriteOptions,
+    DBIterator, DBPinnableSlice, DBRawIterator, Direction, Error, ErrorKind,
+    IngestExternalFileOptions, IteratorMode, Options, ReadOptions, ReadTier, WriteBatch,
+    WriteOptions,
 };
 
 use super::keys::{Column, Key};
@@ -146,6 +147,20 @@ impl Tables {
     /// Writes a batch that a crash of the machine may lose, though not one of the process.
     pub(crate) fn write_lazily(&self, batch: WriteBatch) -> Result<(), Error> {
         self.db.write_opt(batch, &WriteOptions::default())
+    }
+
+    /// How a file for [`Tables::ingest`] is written: blocks and filters as in the column family.
+    pub(crate) fn file_options(column: Column) -> Options {
+        // No block is read through it.
+        let cache = Cache::new_lru_cache(0);
+        column_options(column, &cache, &Arc::new(AtomicI64::new(i64::MIN)))
+    }
+
+    /// Takes a sorted file into a column family, durably and at once; the file stays where it is.
+    pub(crate) fn ingest(&self, column: Column, file: &Path) -> Result<(), Error> {
+        let options = IngestExternalFileOptions::default();
+        self.db
+            .ingest_external_file_cf_opts(self.column(column), &options, vec![file])
     }
 
     /// Lets compaction drop predictions before this time; the limit only rises.

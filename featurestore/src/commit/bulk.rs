@@ -1,0 +1,413 @@
+//! A large group of one source's past: table files in place of a write batch.
+//!
+//! A pair in a memtable costs about a microsecond, one in a sorted file a fraction of it. So the importer
+//! sorts by dedupe key and encodes the entries on its own thread; the writer drops what is known, numbers
+//! the rest, folds each touched state once read, and takes the files in (`online::bulk`). What a reader,
+//! a crash or a repetition sees is as with a group of the ordinary kind.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parquet::bloom_filter::Sbbf;
+
+use super::states::stored;
+use super::{Group, Writer, stopped};
+use crate::definition::{Source, View, ViewKey};
+use crate::event::Event;
+use crate::key_table::{KeyTable, encode_key};
+use crate::online::bulk::BulkFiles;
+use crate::online::keys::{Column, Key};
+use crate::online::shared::{Shared, locked};
+use crate::online::tables::Tables;
+use crate::online::{IngestError, Ingested, ReadError};
+use crate::window::{Folded, ViewState};
+
+/// Called like [`crate::Done`], and gives the events back to the thread that made them.
+pub(crate) type BulkDone = Box<dyn FnOnce(Result<(Ingested, Prepared), IngestError>) + Send>;
+
+/// Events of one source that each arrived at their own time, prepared for the writer.
+pub(crate) struct Prepared {
+    source: Arc<Source>,
+    schema: u32,
+    events: Vec<Event>,
+    /// The log entries, one after another, and their ends.
+    entries: Vec<u8>,
+    entry_ends: Vec<usize>,
+    /// The dedupe keys likewise.
+    keys: Vec<u8>,
+    key_ends: Vec<usize>,
+    /// The events in the order of their dedupe keys, the first of equal ones first.
+    by_key: Vec<u32>,
+}
+
+impl Prepared {
+    /// No events; `None` where the database has no schema of the source.
+    pub(crate) fn new(shared: &Shared, source: &Arc<Source>) -> Option<Self> {
+        Some(Self {
+            source: Arc::clone(source),
+            schema: shared.schemas.id_of(source)?,
+            events: Vec::new(),
+            entries: Vec::new(),
+            entry_ends: Vec::new(),
+            keys: Vec::new(),
+            key_ends: Vec::new(),
+            by_key: Vec::new(),
+        })
+    }
+
+    /// Adds an event of the source.
+    pub(crate) fn push(&mut self, event: Event) {
+        crate::log::encode_entry(self.schema, &event, event.event_ms, &mut self.entries);
+        self.entry_ends.push(self.entries.len());
+        event.put_dedupe_key(&mut self.keys);
+        self.key_ends.push(self.keys.len());
+        self.events.push(event);
+    }
+
+    /// Sorts what was pushed.
+    pub(crate) fn sort(&mut self) {
+        let count =
+            u32::try_from(self.events.len()).expect("a group has far fewer than 2^32 events");
+        let mut by_key: Vec<u32> = (0..count).collect();
+        by_key.sort_unstable_by(|&a, &b| self.key(a).cmp(self.key(b)).then(a.cmp(&b)));
+        self.by_key = by_key;
+    }
+
+    /// Takes all events out, to be filled again.
+    pub(crate) fn clear(&mut self) {
+        self.events.clear();
+        self.entries.clear();
+        self.entry_ends.clear();
+        self.keys.clear();
+        self.key_ends.clear();
+    }
+
+    /// The events, in the order in which they were pushed.
+    pub(crate) fn events(&self) -> &[Event] {
+        &self.events
+    }
+
+    /// Takes the events alone.
+    pub(crate) fn take_events(&mut self) -> Vec<Event> {
+        let events = std::mem::take(&mut self.events);
+        self.clear();
+        events
+    }
+
+    /// What it holds in memory, about.
+    pub(crate) fn bytes(&self) -> usize {
+        const EVENT_BYTES: usize = 320;
+        self.entries.len() + self.keys.len() + self.events.len() * EVENT_BYTES
+    }
+
+    fn key(&self, index: u32) -> &[u8] {
+        part(&self.keys, &self.key_ends, index as usize)
+    }
+
+    fn entry(&self, index: usize) -> &[u8] {
+        part(&self.entries, &self.entry_ends, index)
+    }
+}
+
+fn part<'a>(bytes: &'a [u8], ends: &[usize], index: usize) -> &'a [u8] {
+    let start = index.checked_sub(1).map_or(0, |before| ends[before]);
+    &bytes[start..ends[index]]
+}
+
+impl Writer {
+    /// Writes what the group holds so far, then the prepared one by itself: numbers follow one another.
+    pub(super) fn add_bulk(
+        &mut self,
+        group: &mut Group,
+        bulk: Prepared,
+        done: BulkDone,
+    ) -> Result<(), ReadError> {
+        let written = self.write(group).and_then(|()| {
+            self.answer(std::mem::take(group));
+            self.write_bulk(&bulk)
+        });
+        let ingested = match written {
+            Ok(ingested) => ingested,
+            Err(error) => {
+                done(Err(stopped(&error.to_string())));
+                return Err(error);
+            }
+        };
+        let metrics = &self.shared.metrics;
+        metrics.events_accepted.increment(ingested.accepted);
+        metrics.events_duplicate.increment(ingested.duplicates);
+        (0..ingested.late).for_each(|_| metrics.event_late(&bulk.source.name));
+        *locked(&self.shared.counters) = (self.last_seq, self.counters);
+        done(Ok((ingested, bulk)));
+        Ok(())
+    }
+
+    /// Writes a prepared group durably.
+    fn write_bulk(&mut self, bulk: &Prepared) -> Result<Ingested, ReadError> {
+        let shared = Arc::clone(&self.shared);
+        let tables = &shared.tables;
+        let known = self.seen.known(tables, bulk)?;
+        let mut ingested = Ingested {
+            duplicates: known.iter().map(|&known| u64::from(known)).sum(),
+            ..Ingested::default()
+        };
+        let first_seq = self.last_seq + 1;
+        let mut folds = Folds::new(&shared.definitions.views, &bulk.source);
+        let mut seqs = vec![0; bulk.events.len()];
+        for (index, event) in bulk.events.iter().enumerate() {
+            if known[index] {
+                continue;
+            }
+            self.last_seq += 1;
+            seqs[index] = self.last_seq;
+            ingested.accepted += 1;
+            if folds.fold(tables, event, self.last_seq)? == Folded::TooLate {
+                ingested.late += 1;
+            }
+        }
+        ingested.last_seq = self.last_seq;
+        self.counters.events += ingested.accepted;
+        self.counters.duplicate_events += ingested.duplicates;
+        self.counters.late_events += ingested.late;
+        if self.last_seq < first_seq {
+            self.write(&mut Group::default())?;
+            return Ok(ingested);
+        }
+        let files = BulkFiles::start(&shared.data_dir)?;
+        let new = |index: &usize| !known[*index];
+        files.write(Column::Events, |pairs| {
+            for index in (0..bulk.events.len()).filter(new) {
+                pairs.put(&seqs[index].to_be_bytes(), bulk.entry(index))?;
+            }
+            Ok(())
+        })?;
+        files.write(Column::Dedupe, |pairs| {
+            for &index in bulk.by_key.iter().filter(|&&index| new(&(index as usize))) {
+                pairs.put(bulk.key(index), &seqs[index as usize].to_le_bytes())?;
+            }
+            Ok(())
+        })?;
+        let changed = folds.changed();
+        files.write(Column::State, |pairs| {
+            let mut encoded = Vec::new();
+            for (key, place) in &changed {
+                encoded.clear();
+                let (state, view) = folds.state(*place);
+                state.encode(view, &mut encoded);
+                pairs.put(key.as_bytes(), &encoded)?;
+            }
+            // Behind every view, so that states and number come into sight together.
+            pairs.put(&Key::LastSeq.to_bytes(), &self.last_seq.to_le_bytes())
+        })?;
+        files.commit(tables, self.last_seq, &self.counters)?;
+        self.states.forget();
+        let hot = &shared.hot;
+        for (key, place) in &changed {
+            hot.replace(key, folds.state(*place).0, self.last_seq);
+        }
+        hot.move_cut(self.last_seq);
+        let acked = self.acked();
+        self.mark
+            .write(acked)
+            .map_err(|error| ReadError::Database(format!("high-water mark: {error}")))?;
+        Ok(ingested)
+    }
+}
+
+/// The states that a group changes.
+struct Folds {
+    tables: Vec<Fold>,
+    key: Vec<u8>,
+}
+
+/// Views of the source that take their key from the same fields.
+struct Fold {
+    key_fields: Vec<usize>,
+    table: KeyTable,
+    /// Of the states of `table`, in its order.
+    changed: Vec<bool>,
+}
+
+/// Where a state lies: table, row and column.
+type Place = (usize, usize, usize);
+
+impl Folds {
+    fn new(views: &[Arc<View>], source: &Source) -> Self {
+        let mut tables: Vec<Fold> = Vec::new();
+        for view in views.iter().filter(|view| view.source.name == source.name) {
+            let same = |fold: &&mut Fold| fold.key_fields == view.key_fields;
+            let fold = match tables.iter_mut().find(same) {
+                Some(fold) => fold,
+                None => {
+                    tables.push(Fold {
+                        key_fields: view.key_fields.clone(),
+                        table: KeyTable::default(),
+                        changed: Vec::new(),
+                    });
+                    tables.last_mut().expect("just put there")
+                }
+            };
+            fold.table.add_view(view);
+        }
+        Self {
+            tables,
+            key: Vec::new(),
+        }
+    }
+
+    /// Folds an event, which arrived at its own time, into every view that takes it.
+    fn fold(&mut self, tables: &Tables, event: &Event, seq: u64) -> Result<Folded, ReadError> {
+        if event.is_too_late(event.event_ms) {
+            return Ok(Folded::TooLate);
+        }
+        let mut folded = Folded::Applied;
+        for fold in &mut self.tables {
+            let values = fold.key_fields.iter().map(|&at| event.values.get(at));
+            if encode_key(values, &mut self.key).is_some() {
+                fold.fold(tables, (event, seq), &self.key, &mut folded)?;
+            }
+        }
+        Ok(folded)
+    }
+
+    /// The keys of the changed states, in their order.
+    fn changed(&self) -> Vec<(ViewKey, Place)> {
+        let mut changed = Vec::new();
+        for (at, fold) in self.tables.iter().enumerate() {
+            let views = fold.table.views();
+            for (key, row) in fold.table.keys() {
+                for (column, view) in views.iter().enumerate() {
+                    if fold.changed[row * views.len() + column] {
+                        changed.push((view.key_under(key), (at, row, column)));
+                    }
+                }
+            }
+        }
+        changed.sort_unstable();
+        changed
+    }
+
+    fn state(&self, (table, row, column): Place) -> (&ViewState, &View) {
+        let table = &self.tables[table].table;
+        (table.state(row, column), &table.views()[column])
+    }
+}
+
+impl Fold {
+    fn fold(
+        &mut self,
+        tables: &Tables,
+        (event, seq): (&Event, u64),
+        key: &[u8],
+        folded: &mut Folded,
+    ) -> Result<(), ReadError> {
+        let mut row = self.table.row_of(key);
+        let columns = self.table.views().len();
+        for column in 0..columns {
+            if !self.table.views()[column].passes(event) {
+                continue;
+            }
+            let row = match row {
+                Some(row) => row,
+                None => *row.insert(self.read_row(tables, key)?),
+            };
+            let (state, view) = self.table.state_mut(row, column);
+            match state.fold(view, event, seq) {
+                Folded::Applied => self.changed[row * columns + column] = true,
+                Folded::TooLate => *folded = Folded::TooLate,
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds the row of a key with the states that are stored.
+    fn read_row(&mut self, tables: &Tables, key: &[u8]) -> Result<usize, ReadError> {
+        let read = |view: &Arc<View>| stored(tables, view, &view.key_under(key));
+        let views = self.table.views().iter();
+        let states = views.map(read).collect::<Result<Vec<_>, _>>()?;
+        self.changed
+            .resize(self.changed.len() + states.len(), false);
+        Ok(self.table.add_row(key, states.into_iter()))
+    }
+}
+
+/// What the writer knows of the dedupe keys of the source that is being imported.
+#[derive(Default)]
+pub(super) struct Seen {
+    /// Sources whose every key in the database is in its filter. Small: a source is dropped when other
+    /// events of any source are written.
+    filters: HashMap<Box<str>, Filter>,
+}
+
+/// Keys that may have been seen.
+struct Filter {
+    keys: Sbbf,
+    count: usize,
+}
+
+/// Keys that a filter takes; those of more events are all looked up.
+const FILTER_KEYS_MAX: usize = 1 << 24;
+/// Keys of a lookup.
+const LOOKUP_KEYS: usize = 4096;
+
+impl Seen {
+    /// Events were written past the filters.
+    pub(super) fn forget(&mut self) {
+        self.filters.clear();
+    }
+
+    /// Which of the events are known, in the database or earlier in the group. Remembers the others.
+    fn known(&mut self, tables: &Tables, bulk: &Prepared) -> Result<Vec<bool>, ReadError> {
+        self.begin(tables, &bulk.source)?;
+        let mut known = vec![false; bulk.events.len()];
+        let mut asked = Vec::new();
+        let mut before: Option<u32> = None;
+        let mut filter = self.filters.get_mut(&bulk.source.name);
+        for &index in &bulk.by_key {
+            let key = bulk.key(index);
+            if before.is_some_and(|before| bulk.key(before) == key) {
+                known[index as usize] = true;
+                continue;
+            }
+            before = Some(index);
+            match &mut filter {
+                Some(filter) if !filter.keys.check(key) => {
+                    filter.keys.insert(key);
+                    filter.count += 1;
+                }
+                _ => asked.push(index),
+            }
+        }
+        for asked in asked.chunks(LOOKUP_KEYS) {
+            let keys = asked.iter().map(|&index| bulk.key(index));
+            let found = tables.get_many(Column::Dedupe, keys);
+            let found = found.map_err(ReadError::database)?;
+            for (&index, found) in asked.iter().zip(found) {
+                known[index as usize] = found.is_some();
+            }
+        }
+        if filter.is_some_and(|filter| filter.count > FILTER_KEYS_MAX) {
+            self.filters.remove(&bulk.source.name);
+        }
+        Ok(known)
+    }
+
+    /// Makes the filter of a source that has no event in the database.
+    fn begin(&mut self, tables: &Tables, source: &Source) -> Result<(), ReadError> {
+        if self.filters.contains_key(&source.name) {
+            return Ok(());
+        }
+        let mut prefix = Vec::new();
+        source.put_dedupe_prefix(&mut prefix);
+        let first = tables.scan(Column::Dedupe, &prefix).next().transpose();
+        let first = first.map_err(ReadError::database)?;
+        if first.is_some_and(|(key, _)| key.starts_with(&prefix)) {
+            return Ok(());
+        }
+        // 1.3 bytes a key: about one in a hundred is looked up in vain at the most keys.
+        let keys = Sbbf::new_with_num_of_bytes(FILTER_KEYS_MAX * 5 / 4);
+        self.filters
+            .insert(source.name.clone(), Filter { keys, count: 0 });
+        Ok(())
+    }
+}
