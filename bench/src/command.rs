@@ -270,6 +270,11 @@ impl DemoArguments {
             "{} served rows differ from their recomputation",
             report.skew.mismatches
         );
+        ensure!(
+            report.nights.mismatches == 0,
+            "{} served rows differ from their nightly recomputation",
+            report.nights.mismatches
+        );
         Ok(())
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use chrono::DateTime;
@@ -16,10 +16,12 @@ use crate::machine::machine;
 use crate::process::{Gateway, Start, first_line, run};
 use crate::project::{self, Project};
 use crate::replay::{Observed, Progress, Replay};
-use crate::report::{Rejected, Report, Requests, Row, Seconds, Skew, by_month, by_policy};
+use crate::report::{Nights, Rejected, Report, Requests, Row, Seconds, Skew, by_month, by_policy};
 use crate::served::{Policy, Scores, scores};
 use crate::timeline::Timeline;
 
+/// Longest wait for the verification of the last night.
+const NIGHT_MAX: Duration = Duration::from_secs(120);
 const MODEL: &str = "delay";
 /// The model without online features, trained once and never asked to answer.
 const STATIC_MODEL: &str = "delay-static";
@@ -69,6 +71,7 @@ pub(crate) async fn run_demo(demo: &Demo) -> Result<Report> {
     let replay = started.elapsed().as_secs_f64();
     bar.finish_and_clear();
     let story = Story::read(&gateway).await?;
+    let nights = nights(&gateway).await?;
     gateway.drain().await?;
     let skew = demo.verify(&project)?;
     let rows = compare(&timeline, &observed, &project.data())?;
@@ -86,6 +89,7 @@ pub(crate) async fn run_demo(demo: &Demo) -> Result<Report> {
             by_kind: observed.requests.clone(),
         },
         skew,
+        nights,
         seconds: Seconds {
             import,
             train_first,
@@ -355,6 +359,25 @@ async fn list(admin: &mut Lane, what: &str, key: &str) -> Result<Vec<Value>> {
         .as_array()
         .cloned()
         .with_context(|| format!("the admin answer on {what} has no list `{key}`"))
+}
+
+/// What the nightly verification of the model found, once its last night has ended.
+async fn nights(gateway: &Gateway) -> Result<Nights> {
+    let mut admin = Lane::new(gateway.addresses.admin);
+    let since = Instant::now();
+    loop {
+        let status = admin.get("/v1/loop").await?.json()?;
+        if status["verifying"] == false {
+            let found = status["verification"][MODEL].clone();
+            return serde_json::from_value(found)
+                .with_context(|| format!("the loop's status tells no nights: {status}"));
+        }
+        ensure!(
+            since.elapsed() < NIGHT_MAX,
+            "a night's verification does not end"
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 /// The index of each feature's daily windows, as the loop's status told it each morning.

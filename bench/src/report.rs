@@ -34,6 +34,7 @@ pub(crate) struct Report {
     pub swaps: usize,
     pub requests: Requests,
     pub skew: Skew,
+    pub nights: Nights,
     pub seconds: Seconds,
     pub seed: u64,
     pub commit: String,
@@ -68,6 +69,14 @@ pub(crate) struct Requests {
 /// Served feature rows that were computed again from the event log.
 #[derive(Debug, Serialize, serde::Deserialize)]
 pub(crate) struct Skew {
+    pub rows_checked: u64,
+    pub mismatches: u64,
+}
+
+/// What the gateway's nightly verification found during the replay.
+#[derive(Debug, Serialize, serde::Deserialize)]
+pub(crate) struct Nights {
+    pub nights: u64,
     pub rows_checked: u64,
     pub mismatches: u64,
 }
@@ -156,6 +165,11 @@ impl Report {
             out,
             "served rows computed again: {}, mismatches {}",
             self.skew.rows_checked, self.skew.mismatches
+        )?;
+        writeln!(
+            out,
+            "in {} nights of the loop: {}, mismatches {}",
+            self.nights.nights, self.nights.rows_checked, self.nights.mismatches
         )?;
         for rejected in &self.rejected {
             writeln!(

@@ -155,6 +155,17 @@ pub(crate) struct ModelConfig {
     pub engine: EngineChoice,
     pub rules: Arc<ServeRules>,
     pub policy: monitor::Policy,
+    /// The nightly verification; `None` where it is off.
+    pub verify: Option<VerifyRules>,
+}
+
+/// What a night's verification may cost.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct VerifyRules {
+    /// Served rows to recompute.
+    pub rows: NonZeroUsize,
+    /// Of the states kept from night to night.
+    pub memory_bytes_max: usize,
 }
 
 /// How a model's versions share its requests.

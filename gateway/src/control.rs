@@ -12,6 +12,7 @@ mod away;
 mod fleet;
 mod last_good;
 mod loops;
+mod nightly;
 mod owner;
 mod registrar;
 mod shelf;
@@ -39,6 +40,7 @@ use crate::table::{LoadedVersion, Publisher, Seats};
 
 use fleet::Fleet;
 use loops::{Loops, Order, Window};
+use nightly::{Nightly, Verified};
 use owner::{Foundation, Owner};
 use shelf::{Shelf, ShelfOptions};
 
@@ -95,6 +97,11 @@ pub(crate) struct View {
     /// The generation that is served.
     pub loaded_generation: i64,
     pub models: BTreeMap<ModelName, LoopStatus>,
+    /// What the nightly verification found.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub verification: BTreeMap<ModelName, Verified>,
+    /// Whether a night is under way. Nothing that is served waits for it.
+    pub verifying: bool,
     /// Loops whose last step failed.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub problems: BTreeMap<ModelName, String>,
@@ -317,6 +324,7 @@ struct Control {
     fresh: bool,
     ticked: Option<Instant>,
     sealed: Instant,
+    nightly: Nightly,
 }
 
 impl Control {
@@ -337,6 +345,7 @@ impl Control {
             }
         }
         self.loops.shut_down().await;
+        self.nightly.shut_down().await;
     }
 
     fn pause(&self) -> Duration {
@@ -362,6 +371,10 @@ impl Control {
         }
         if !replay && self.sealed.elapsed() >= SEAL {
             self.seal().await;
+        }
+        if !replay {
+            let now_ms = self.core.clock.now_ms();
+            self.nightly.look(self.loops.store(), now_ms);
         }
         self.publish_view();
     }
@@ -399,6 +412,7 @@ impl Control {
             window,
             loaded: self.fleet.loaded(model),
             refused: self.fleet.refused(model),
+            skew: self.nightly.skew(model),
             requested,
         }
     }
@@ -438,6 +452,7 @@ impl Control {
         }
         self.core.clock.advance(now_ms);
         self.core.settle().await?;
+        self.nightly.advance(self.loops.store(), now_ms).await;
         self.reconcile().await;
         self.tick(Window::Close).await;
         self.publish_view();
@@ -462,6 +477,8 @@ impl Control {
             generation: self.fleet.generation(),
             loaded_generation: self.fleet.published(),
             models: self.loops.statuses(),
+            verification: self.nightly.verified(),
+            verifying: self.nightly.is_busy(),
             problems: self.loops.problems(),
             registry_away: None,
             refused: self.fleet.refusals(),

@@ -5,6 +5,7 @@
 //! Values that are cheap to read and dear to push (in flight, queue lengths) are sampled when the page
 //! is rendered.
 
+mod nights;
 mod phases;
 
 use std::time::Duration;
@@ -22,6 +23,7 @@ use crate::execute::Reason;
 use crate::pool::Left;
 use crate::table::ModelTable;
 
+pub(crate) use nights::NightMetrics;
 use phases::BUCKETS_US;
 pub(crate) use phases::{Laps, Phase, Phases};
 
@@ -437,6 +439,7 @@ fn describe() {
     describe_counter!(DENIED, "Calls that the gate did not let in, by reason");
     describe_counter!(HANDSHAKES, "TLS handshakes by outcome");
     describe_counter!(RELOADS, "Changed files of keys or certificates, by outcome");
+    nights::describe();
 }
 
 #[cfg(test)]

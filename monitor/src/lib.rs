@@ -27,4 +27,4 @@ pub use cycle::{
     Tick,
 };
 pub use policy::Policy;
-pub use verdict::{Evidence, Judgement, Verdict};
+pub use verdict::{Evidence, Judgement, Skew, Verdict};

@@ -5,6 +5,8 @@
 //! drift. Every test needs both a least effect and to be beyond noise: large
 //! windows make everything significant, small ones make accidents look large.
 
+mod skew;
+
 use std::collections::BTreeMap;
 
 use featurestore::Status;
@@ -18,6 +20,8 @@ use crate::counters::Counters;
 use crate::drift::{DriftTest, psi, rows_effective};
 use crate::policy::{DecayPolicy, MonitorPolicy, Policy, Positive};
 use crate::quality::{Quality, ScoredLabel};
+
+pub use self::skew::Skew;
 
 /// Bins that expect fewer rows are pooled: below it χ² is no longer a good law.
 const EXPECTED_MIN: f64 = 5.0;
@@ -84,6 +88,8 @@ pub struct Observed<'a> {
     pub outcomes: Vec<ScoredLabel>,
     /// Labelled share of the predictions old enough to have a label, where known.
     pub coverage: Option<f64>,
+    /// What differed in the last verification of served rows, if anything did.
+    pub skew: Option<&'a Skew>,
 }
 
 /// A verdict and what it rests on.
@@ -145,7 +151,8 @@ impl Evidence {
 pub struct Fault {
     /// The feature.
     pub feature: String,
-    /// `missing`, `not_found`, `outside_max_age` or `unknown_category`.
+    /// `missing`, `not_found`, `outside_max_age` or `unknown_category`; `skew` where rows were served
+    /// otherwise than they are recomputed.
     pub kind: String,
     /// Share in the reference.
     pub reference: f64,
@@ -212,6 +219,9 @@ pub fn judge(policy: &Policy, observed: Observed<'_>) -> Judgement {
         evidence.faults = faults(monitor, baseline, window);
         (evidence.psi, evidence.drifted) = drifted(monitor, baseline, window);
     }
+    if let Some(skew) = observed.skew {
+        evidence.faults.splice(0..0, skew.faults());
+    }
     if let (Some(quality), Some(reference)) = (&evidence.quality, &evidence.reference) {
         evidence.decay = decay(&monitor.decay, quality, reference);
     }
@@ -224,6 +234,9 @@ pub fn judge(policy: &Policy, observed: Observed<'_>) -> Judgement {
 }
 
 fn conclude(policy: &DecayPolicy, evidence: &Evidence, compared: bool) -> (Verdict, String) {
+    if let Some(reason) = evidence.faults.first().and_then(skew::reason) {
+        return (Verdict::DataFault, reason);
+    }
     if let Some(fault) = evidence.faults.first() {
         let reason = format!(
             "`{}` is {} in {:.1} % of rows, before {:.1} % ({} such shares)",
@@ -570,6 +583,7 @@ mod tests {
             reference: Some(reference()),
             outcomes,
             coverage: Some(0.9),
+            skew: None,
         }
     }
 
@@ -626,6 +640,29 @@ mod tests {
             judgement.evidence.decay.iter().any(|test| test.failed),
             "the decay is told too"
         );
+    }
+
+    #[test]
+    fn one_row_served_otherwise_than_recomputed_is_a_fault_whatever_the_window() {
+        let baseline = baseline();
+        let window = window(&baseline, 10, 0.0, Status::Present);
+        let skew = Skew {
+            rows: 1000,
+            features: BTreeMap::from([("rare".to_string(), 1), ("wide".into(), 3)]),
+        };
+        let observed = Observed {
+            skew: Some(&skew),
+            ..observed(&baseline, &window, Vec::new())
+        };
+        let judgement = judge(&policy(), observed);
+        assert_eq!(judgement.verdict, Verdict::DataFault);
+        assert!(
+            judgement.reason.starts_with("`wide` was served otherwise")
+                && judgement.reason.contains("0.30 %"),
+            "{}",
+            judgement.reason
+        );
+        assert_eq!(judgement.evidence.faults.len(), 2);
     }
 
     #[test]

@@ -90,6 +90,8 @@ struct ModelFile {
     _trigger: IgnoredAny,
     #[serde(default, rename = "rollout")]
     _rollout: IgnoredAny,
+    #[serde(default, rename = "verify")]
+    _verify: IgnoredAny,
 }
 
 impl ModelFile {

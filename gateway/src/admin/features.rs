@@ -32,6 +32,7 @@ impl Admin {
             "views": views.collect::<Vec<_>>(),
             "services": services.collect::<Vec<_>>(),
             "stats": store.stats(),
+            "verification": self.remote.view.borrow().verification,
         }))
     }
 

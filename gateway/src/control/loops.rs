@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use featurestore::{Definitions, FeatureStore};
-use monitor::{Baseline, LoopError, LoopStatus, ModelLoop, ModelLoopConfig, OperatorRequest, Tick};
+use monitor::{
+    Baseline, LoopError, LoopStatus, ModelLoop, ModelLoopConfig, OperatorRequest, Skew, Tick,
+};
 use registry::{ModelName, Registry, Version};
 
 use crate::config::ProjectConfig;
@@ -38,6 +40,7 @@ pub(super) struct Order {
     pub loaded: BTreeSet<Version>,
     /// Versions that were refused for good, with their reasons.
     pub refused: BTreeMap<Version, String>,
+    pub skew: Option<Skew>,
     pub requested: Option<OperatorRequest>,
 }
 
@@ -161,6 +164,7 @@ impl Loops {
             store: &self.store,
             loaded: &order.loaded,
             refused: &order.refused,
+            skew: order.skew.as_ref(),
             requested: order.requested,
         });
         // Boxed: the future of a tick is tens of kilobytes.

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use featurestore::FeatureStore;
 use registry::{ModelName, Registry};
 use tokio::sync::{Notify, mpsc, watch};
@@ -15,6 +15,7 @@ use super::away::{self, Away};
 use super::fleet::Fleet;
 use super::last_good::LastGood;
 use super::loops::Loops;
+use super::nightly::Nightly;
 use super::registrar::Registrar;
 use super::shelf::Shelf;
 use super::{Command, Control, View, start_replayed_clock};
@@ -78,6 +79,7 @@ impl Foundation {
             changed: Arc::clone(&self.changed),
             view: self.view.subscribe(),
         };
+        let nightly = Nightly::start(&project, &store).context("thread for verification")?;
         let metrics = Arc::clone(&core.metrics);
         let recorder = core.recorder.clone();
         let control = Control {
@@ -91,6 +93,7 @@ impl Foundation {
             fresh: true,
             ticked: None,
             sealed: Instant::now(),
+            nightly,
         };
         Ok((control, registrar))
     }

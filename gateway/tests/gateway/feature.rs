@@ -2,7 +2,9 @@
 
 use serde_json::{Value, json};
 
+use crate::onnx::affine;
 use crate::operator::{Operator, Project};
+use crate::process::Gateway;
 
 const DAY_MS: i64 = 86_400_000;
 
@@ -144,6 +146,79 @@ fn a_row_is_told_as_it_is_and_as_it_was_at_any_moment() {
         let said = project.fails(arguments);
         assert!(said.contains(complaint), "{arguments:?}: {said}");
     }
+}
+
+/// A click of `u1`, then a prediction that counts it, both at one replayed time.
+fn click_and_predict(gateway: &Gateway, at_ms: i64) {
+    let time = at_ms.to_string();
+    let headers = [("loopgate-time-ms", time.as_str())];
+    let click = json!({"events": [{"id": at_ms, "user": "u1", "at": at_ms, "amount": 1.0}]});
+    let column = |name: &str, ty: &str, value: Value| json!({"name": name, "shape": [1], "datatype": ty, "data": [value]});
+    let infer = json!({"inputs": [column("user", "BYTES", json!("u1")), column("base", "FP64", json!(0.5))]});
+    for (path, body) in [
+        ("/v1/events/clicks", click),
+        ("/v2/models/bound/infer", infer),
+    ] {
+        let reply = gateway
+            .connect()
+            .request("POST", path, &headers, body.to_string().as_bytes());
+        assert_eq!(reply.status, 200, "{path}: {}", reply.text());
+    }
+}
+
+#[test]
+fn every_night_recomputes_what_was_served_and_tells_what_it_found() {
+    const HOUR_MS: i64 = 3_600_000;
+    let project = Project::new("[clock]\nmode = \"replay\"");
+    project.register("bound", &affine(&[1.0, 1.0, 1.0], 0.0));
+    let gateway = project.serve();
+    let mut operator = Operator::of(&gateway);
+    operator.until("/v1/models/bound", |model| model["ready"] == true);
+    operator.until("/v1/loop", |view| view["busy"] == false);
+    for day in 2..6 {
+        for hour in 0..4 {
+            click_and_predict(&gateway, day * DAY_MS + hour * HOUR_MS);
+        }
+        let clock = json!({"now_ms": day * DAY_MS + 6 * HOUR_MS});
+        let moved = operator.post("/v1/clock", &clock);
+        assert_eq!(moved.status, 200, "{}", moved.text());
+    }
+    // The first morning makes nights due; each of the three after it ends one.
+    let view = operator.until("/v1/loop", |view| {
+        view["verifying"] == false && view["verification"]["bound"]["nights"] == 3
+    });
+    let bound = &view["verification"]["bound"];
+    assert_eq!(
+        (&bound["rows_checked"], &bound["mismatches"]),
+        (&json!(12), &json!(0)),
+        "{bound}"
+    );
+    assert_eq!(bound["until_ms"], 5 * DAY_MS + 6 * HOUR_MS);
+    assert!(
+        view["verification"].get("plain").is_none(),
+        "it has no service"
+    );
+    let labels = "model=\"bound\"";
+    assert_eq!(gateway.metric("loopgate_verified_rows_total", labels), 12.0);
+    assert_eq!(
+        gateway.metric("loopgate_verify_mismatches_total", labels),
+        0.0
+    );
+    let admin = gateway.admin.to_string();
+    let stats = json_of(&project, &["feature", "stats", "--admin", &admin]);
+    assert_eq!(stats["verification"]["bound"]["rows_checked"], 12);
+    gateway.drain();
+}
+
+#[test]
+fn a_model_that_is_not_to_be_verified_is_not() {
+    let project = Project::new("[clock]\nmode = \"replay\"");
+    let model = "service = \"score\"\n[verify]\nwhen = \"off\"";
+    project.write("models/bound.toml", model.as_bytes());
+    let gateway = project.serve();
+    let mut operator = Operator::of(&gateway);
+    let view = operator.until("/v1/loop", |view| view["busy"] == false);
+    assert!(view.get("verification").is_none(), "{view}");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use super::{Decided, LoopError, ModelLoop, Stage, Tick};
 use crate::baseline::{Baseline, StatusCounts};
 use crate::counters::Counters;
 use crate::trigger::decide;
-use crate::verdict::{Judgement, Observed, Verdict, judge};
+use crate::verdict::{Judgement, Observed, Skew, Verdict, judge};
 
 /// Drifted features named in a trigger's evidence; all of them are in the verdict's.
 const DRIFTED_NAMED: usize = 5;
@@ -23,7 +23,7 @@ impl ModelLoop {
     ) -> Result<(), LoopError> {
         self.windows.close(self.evaluated_ms, end_ms);
         self.retry_baseline().await?;
-        let Some((judgement, window)) = self.judge(end_ms) else {
+        let Some((judgement, window)) = self.judge(end_ms, input.skew) else {
             self.evaluated_ms = Some(end_ms);
             return Ok(());
         };
@@ -85,7 +85,7 @@ impl ModelLoop {
     }
 
     /// The judgement of the champion's window, and the window; none without a champion.
-    fn judge(&mut self, end_ms: i64) -> Option<(Judgement, Option<Counters>)> {
+    fn judge(&mut self, end_ms: i64, skew: Option<&Skew>) -> Option<(Judgement, Option<Counters>)> {
         let champion = self.champion.as_ref()?;
         let version = champion.version.version;
         let policy = &self.config.policy;
@@ -107,6 +107,7 @@ impl ModelLoop {
             reference: champion.reference.quality,
             outcomes: self.outcomes.answered(version, from_ms, end_ms),
             coverage,
+            skew,
         };
         Some((judge(policy, observed), window))
     }

@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::counters::Counters;
 use crate::quality::Quality;
 use crate::trigger::TriggerCause;
-use crate::verdict::Verdict;
+use crate::verdict::{Skew, Verdict};
 
 /// Everything that a step of the loop may know. Nothing else is read, but the
 /// registry and the files of the data folder.
@@ -25,6 +25,8 @@ pub struct Tick<'a> {
     pub loaded: &'a BTreeSet<Version>,
     /// Versions of this model that the gateway tried to prepare and refused, and why.
     pub refused: &'a BTreeMap<Version, String>,
+    /// What differed in the last verification of served rows, if anything did.
+    pub skew: Option<&'a Skew>,
     /// What a person asked for since the last tick.
     pub requested: Option<OperatorRequest>,
 }

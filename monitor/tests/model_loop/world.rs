@@ -166,6 +166,7 @@ impl World {
             store: &self.store,
             loaded: &self.loaded,
             refused: &self.refused,
+            skew: None,
             requested,
         };
         model_loop.tick(tick).await.unwrap()

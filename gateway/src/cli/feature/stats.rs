@@ -35,8 +35,10 @@ pub(super) fn run(args: &StatsArgs) -> Result<()> {
                 body: Bytes::new(),
             };
             let answer = block_on(super::ask(call, address, tls.as_ref()));
-            let answer = answer.with_context(|| held.to_string())?;
-            print_json(&answer["stats"])
+            let mut answer = answer.with_context(|| held.to_string())?;
+            let mut stats = answer["stats"].take();
+            stats["verification"] = answer["verification"].take();
+            print_json(&stats)
         }
         Err(error) => Err(error.into()),
     }

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use crate::admission::InFlight;
-use crate::config::{ModelConfig, ServeRules};
+use crate::config::{ModelConfig, ServeRules, VerifyRules};
 
 /// `models/NAME.toml`. `[train]` and `[gates]` are the trainer's and not looked into here.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -39,10 +39,52 @@ pub(in crate::config) struct ModelFile {
     pub monitor: MonitorPolicy,
     pub trigger: TriggerPolicy,
     pub rollout: RolloutPolicy,
+    pub verify: VerifyFile,
     #[serde(rename = "train")]
     _train: Option<IgnoredAny>,
     #[serde(rename = "gates")]
     _gates: Option<IgnoredAny>,
+}
+
+/// `[verify]`: whether what is served is what the event log gives. For models with a feature service.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(in crate::config) struct VerifyFile {
+    /// `nightly`: each night at 03:00 UTC a sample of the rows served since is recomputed, and one that
+    /// differs is a data fault. `off`. Default `nightly`.
+    pub when: VerifyWhen,
+    /// Rows of one night. Default 1000.
+    pub rows: NonZeroUsize,
+    /// Bytes of the states kept from night to night; beyond it each night reads the whole event log.
+    /// Default 1 GiB.
+    pub memory_bytes_max: usize,
+}
+
+/// When served rows are verified.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(in crate::config) enum VerifyWhen {
+    Nightly,
+    Off,
+}
+
+impl Default for VerifyFile {
+    fn default() -> Self {
+        Self {
+            when: VerifyWhen::Nightly,
+            rows: super::size(1000),
+            memory_bytes_max: 1 << 30,
+        }
+    }
+}
+
+impl VerifyFile {
+    fn rules(self) -> Option<VerifyRules> {
+        (self.when == VerifyWhen::Nightly).then_some(VerifyRules {
+            rows: self.rows,
+            memory_bytes_max: self.memory_bytes_max,
+        })
+    }
 }
 
 impl Default for ModelConfig {
@@ -73,6 +115,7 @@ impl From<ModelFile> for ModelConfig {
         };
         Self {
             service: file.service,
+            verify: file.verify.rules(),
             engine: file.engine,
             rules: Arc::new(rules),
             policy: monitor::Policy {
