@@ -346,6 +346,7 @@ impl Writer {
         match written.and_then(|()| self.write(&mut group)) {
             Ok(()) => self.answer(group),
             Err(error) => {
+                self.shared.note_damage(&error);
                 let reason: Arc<str> = error.to_string().into();
                 tracing::error!(%reason, "event store stops writing");
                 self.shared.metrics.stopped.set(1.0);

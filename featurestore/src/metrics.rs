@@ -21,6 +21,8 @@ pub(crate) struct StoreMetrics {
     pub(crate) labels_pending: Gauge,
     pub(crate) predictions: Counter,
     pub(crate) spool_torn: Counter,
+    pub(crate) quarantined: Counter,
+    pub(crate) damaged: Gauge,
     pub(crate) queue_batches: Gauge,
     pub(crate) queue_bytes: Gauge,
     pub(crate) groups: Counter,
@@ -49,6 +51,8 @@ impl StoreMetrics {
             labels_pending: gauge!("loopgate_labels_pending"),
             predictions: counter!("loopgate_predictions_recorded_total"),
             spool_torn: counter!("loopgate_spool_torn_total"),
+            quarantined: counter!("loopgate_store_quarantined_total"),
+            damaged: gauge!("loopgate_store_damaged"),
             queue_batches: gauge!("loopgate_store_queue_batches"),
             queue_bytes: gauge!("loopgate_store_queue_bytes"),
             groups: counter!("loopgate_store_commits_total"),
@@ -99,6 +103,10 @@ pub fn describe() {
         "Spool files whose end was torn by a crash",
     );
     count(
+        "loopgate_store_quarantined_total",
+        "Damaged files that were moved aside",
+    );
+    count(
         "loopgate_store_commits_total",
         "Groups of batches written with one fsync",
     );
@@ -120,6 +128,11 @@ pub fn describe() {
         "loopgate_store_queue_bytes",
         Unit::Bytes,
         "Estimated size of the batches that wait for the writer"
+    );
+    describe_gauge!(
+        "loopgate_store_damaged",
+        Unit::Count,
+        "1 after a read found the online store damaged, until a restart has examined and mended it"
     );
     describe_gauge!(
         "loopgate_store_stopped",

@@ -11,7 +11,9 @@ pub(crate) mod hot;
 pub(crate) mod keys;
 mod lock;
 pub(crate) mod mark;
+mod mend;
 mod open;
+pub(crate) mod quarantine;
 mod read;
 pub(crate) mod shared;
 pub(crate) mod tables;
@@ -130,6 +132,8 @@ pub struct StoreStats {
     pub queued_batches: u64,
     /// Bytes that wait for the writer now (estimated).
     pub queued_bytes: u64,
+    /// What was found damaged in the database, if something was; a restart mends it.
+    pub damaged: Option<String>,
     /// Why the writer has stopped, if it has.
     pub stopped: Option<String>,
 }
@@ -433,6 +437,7 @@ impl FeatureStore {
             predictions: shared.predictions(),
             queued_batches: queued_batches as u64,
             queued_bytes: queued_bytes as u64,
+            damaged: shared.damaged.get().map(|problem| problem.to_string()),
             stopped: shared.stopped.get().map(|reason| reason.to_string()),
         }
     }

@@ -6,6 +6,7 @@
 //! [`crate::StoreOptions::spool_rows_max`] per model; a crash of the machine also what the kernel held.
 
 pub(crate) mod columns;
+mod frames;
 pub(crate) mod index;
 pub(crate) mod record;
 pub(crate) mod scan;

@@ -5,6 +5,8 @@
 mod applied;
 #[path = "online/crash.rs"]
 mod crash;
+#[path = "online/damage.rs"]
+mod damage;
 #[path = "online/disk.rs"]
 mod disk;
 #[path = "online/events.rs"]

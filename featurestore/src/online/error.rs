@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+use super::tables::Tables;
+
 use crate::applied::ApplyError;
 use crate::offline::OfflineError;
 
@@ -108,7 +110,10 @@ impl ReadError {
 
     #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
     pub(crate) fn database(error: rocksdb::Error) -> Self {
-        Self::Database(error.to_string())
+        match Tables::is_damage(&error) {
+            true => Self::Damaged(error.to_string()),
+            false => Self::Database(error.to_string()),
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use super::bulk;
 use super::keys::{Column, FORMAT, Key};
 use super::lock::FolderLock;
 use super::mark::{Acked, Mark};
+use super::mend;
 use super::shared::Opened;
 use super::tables::Tables;
 use super::{OpenError, ReadError, StoreOptions};
@@ -35,11 +36,14 @@ pub(crate) fn open(
         make_folder(folder).map_err(io_at(folder))?;
     }
     let lock = FolderLock::take(data_dir)?;
-    let tables = Tables::open(&online, options.block_cache_bytes).map_err(database)?;
+    let (tables, mending) = mend::open(data_dir, options.block_cache_bytes)?;
     check_format(&tables)?;
     bulk::redo(&tables, data_dir).map_err(read)?;
     applied::apply(&tables, &definitions).map_err(refused)?;
     let (last_seq, counters) = read_counters(&tables)?;
+    if let Some(mending) = &mending {
+        mending.check(counters.events, last_seq)?;
+    }
     let path = data_dir.join("acked");
     let (mark, acked) = Mark::open(&path).map_err(io_at(&path))?;
     check_mark(acked, last_seq, counters.label_seq)?;
@@ -55,10 +59,17 @@ pub(crate) fn open(
         schemas: &schemas,
         sealed: &offline.events,
     };
+    if let Some(mending) = &mending {
+        mending.fill(events).map_err(read)?;
+    }
     renew_views(events, &definitions, options.cached_states_max)?;
+    if let Some(mending) = mending {
+        mending.end(data_dir).map_err(io_at(data_dir))?;
+    }
     let (pending, resolved) = read_pending(&tables)?;
     metrics.labels_pending.set(pending.len() as f64);
     metrics.stopped.set(0.0);
+    metrics.damaged.set(0.0);
     let start = WriterStart {
         last_seq,
         counters,
@@ -87,6 +98,11 @@ pub(crate) fn open(
 fn check_format(tables: &Tables) -> Result<(), OpenError> {
     let found = tables.get(Key::Format).map_err(database)?;
     let Some(found) = found else {
+        if tables.last_key(Column::Events).map_err(database)?.is_some() {
+            return Err(OpenError::Damaged(
+                "its format number is missing".to_owned(),
+            ));
+        }
         let mut batch = WriteBatch::default();
         tables.put(&mut batch, Key::Format, &FORMAT.to_le_bytes());
         return tables.write_durably(batch).map_err(database);
@@ -246,7 +262,10 @@ fn io_at(path: &Path) -> impl Fn(std::io::Error) -> OpenError {
 
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 fn database(error: rocksdb::Error) -> OpenError {
-    OpenError::Database(error.to_string())
+    match Tables::is_damage(&error) {
+        true => OpenError::Damaged(error.to_string()),
+        false => OpenError::Database(error.to_string()),
+    }
 }
 
 fn refused(error: ApplyError) -> OpenError {

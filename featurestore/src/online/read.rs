@@ -158,6 +158,11 @@ impl<'a> Read<'a> {
 
     /// The states and the cut at which they all are.
     fn states(&self) -> Result<Option<(States, u64)>, ReadError> {
+        let found = self.look_up();
+        found.inspect_err(|error| self.shared.note_damage(error))
+    }
+
+    fn look_up(&self) -> Result<Option<(States, u64)>, ReadError> {
         let count = self.keys.ends.len();
         let cut = self.shared.hot.cut();
         let mut states = Vec::with_capacity(count);

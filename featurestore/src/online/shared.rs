@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use super::StoreOptions;
 use super::hot::HotStates;
 use super::lock::FolderLock;
 use super::tables::Tables;
+use super::{ReadError, StoreOptions, mend};
 use crate::commit::Counters;
 use crate::definition::Definitions;
 use crate::log::{EventLog, Schemas};
@@ -34,6 +34,8 @@ pub(crate) struct Shared {
     pub(crate) pending: Mutex<HashMap<PredictionKey, i64>>,
     /// Last sequence number and counters as of the last group on disk.
     pub(crate) counters: Mutex<(u64, Counters)>,
+    /// What a read found damaged first; the next open mends it.
+    pub(crate) damaged: OnceLock<Arc<str>>,
     /// Why the writer has stopped.
     pub(crate) stopped: OnceLock<Arc<str>>,
     pub(crate) spool: Mutex<Spool>,
@@ -60,6 +62,7 @@ impl Shared {
             metrics: opened.metrics,
             pending: Mutex::new(opened.pending),
             counters: Mutex::new((opened.last_seq, opened.counters)),
+            damaged: OnceLock::new(),
             stopped: OnceLock::new(),
             spool: Mutex::new(spool),
             sealing: Mutex::new(()),
@@ -74,6 +77,20 @@ impl Shared {
             tables: &self.tables,
             schemas: &self.schemas,
             sealed: &self.offline.events,
+        }
+    }
+
+    /// Says that the database is damaged, if `error` says so: in the statistics, and to the next open.
+    pub(crate) fn note_damage(&self, error: &ReadError) {
+        let ReadError::Damaged(problem) = error else {
+            return;
+        };
+        if self.damaged.set(problem.as_str().into()).is_ok() {
+            self.metrics.damaged.set(1.0);
+            tracing::error!(%problem, "online store is damaged: a restart will examine and mend it");
+            if let Err(error) = mend::note(&self.data_dir, problem, &[]) {
+                tracing::error!(%error, "no note of the damage could be left for the restart");
+            }
         }
     }
 

@@ -22,6 +22,7 @@ use crate::predictions::index::Scored;
 /// The open database.
 pub(crate) struct Tables {
     db: DB,
+    cache: Cache,
     /// Predictions before this time are dropped by compaction.
     drop_before_ms: Arc<AtomicI64>,
 }
@@ -45,7 +46,33 @@ impl Tables {
             ColumnFamilyDescriptor::new(column.name(), options)
         });
         let db = DB::open_cf_descriptors(&database_options(), folder, columns)?;
-        Ok(Self { db, drop_before_ms })
+        Ok(Self {
+            db,
+            cache,
+            drop_before_ms,
+        })
+    }
+
+    /// Makes of the files in `folder` a database that opens: tables and logs that are damaged or missing
+    /// are left out.
+    pub(crate) fn repair(folder: &Path) -> Result<(), Error> {
+        DB::repair(&database_options(), folder)
+    }
+
+    /// Whether an error says that files are damaged or gone.
+    pub(crate) fn is_damage(error: &Error) -> bool {
+        match error.kind() {
+            ErrorKind::Corruption => true,
+            ErrorKind::IOError => error.as_ref().contains("No such file or directory"),
+            _ => false,
+        }
+    }
+
+    /// Drops a column family with its files, and makes it again, empty.
+    pub(crate) fn renew(&mut self, column: Column) -> Result<(), Error> {
+        self.db.drop_cf(column.name())?;
+        let options = column_options(column, &self.cache, &self.drop_before_ms);
+        self.db.create_cf(column.name(), &options)
     }
 
     /// The handle of a column family.
@@ -114,6 +141,15 @@ impl Tables {
     /// A cursor over a column family as it is now; seek before use.
     pub(crate) fn raw_scan(&self, column: Column) -> DBRawIterator<'_> {
         self.db.raw_iterator_cf(self.column(column))
+    }
+
+    /// All pairs of a column family, from disk and past the cache.
+    pub(crate) fn scan_once(&self, column: Column) -> DBIterator<'_> {
+        let mut options = ReadOptions::default();
+        options.fill_cache(false);
+        let column = self.column(column);
+        self.db
+            .iterator_cf_opt(column, options, IteratorMode::Start)
     }
 
     /// The last key of a column family.

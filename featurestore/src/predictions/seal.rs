@@ -12,6 +12,7 @@ use arrow::array::{Array, RecordBatch};
 
 use super::Sealed;
 use super::columns::{optional, texts};
+use super::frames::Flaw;
 use super::spool::SpoolReader;
 use crate::labels::{EntryKind, entries};
 use crate::metrics::StoreMetrics;
@@ -23,6 +24,7 @@ use crate::offline::segments::{list, model_folder, sync_folder};
 use crate::offline::table::{Legacy, Table, TableKind};
 use crate::online::SealError;
 use crate::online::keys::Key;
+use crate::online::quarantine;
 use crate::online::tables::Tables;
 
 /// Closed spool files, oldest first. Call it while no file is being written.
@@ -65,9 +67,21 @@ pub(crate) fn seal_file(
         sealed.files = files.len() as u64;
         predictions.commit(|manifest| manifest.files.extend(files))?;
     }
-    if reader.torn() {
-        metrics.spool_torn.increment(1);
-        tracing::warn!(path = %path.display(), rows = sealed.predictions, "spool file was torn");
+    match reader.flaw() {
+        Some(Flaw::Damaged(at)) => {
+            let why = format!("damaged-at-byte-{at}");
+            let aside = quarantine::set_aside(path, &why);
+            let aside = aside.map_err(|error| failed(path, &error))?;
+            metrics.quarantined.increment(1);
+            let rows = sealed.predictions;
+            tracing::error!(file = %aside.display(), rows, "spool file is damaged after these rows");
+            return Ok(sealed);
+        }
+        Some(Flaw::Torn) => {
+            metrics.spool_torn.increment(1);
+            tracing::warn!(path = %path.display(), rows = sealed.predictions, "spool file was torn");
+        }
+        None => {}
     }
     fs::remove_file(path).map_err(|error| failed(path, &error))?;
     if let Some(folder) = path.parent() {

@@ -1,11 +1,13 @@
-//! Open prediction segments: one Arrow IPC stream file per model and service.
+//! Open prediction segments: one file per model and service, an Arrow IPC stream in frames with checksums.
 //!
 //! Rows wait in memory until a batch is full or the recorder flushes, then go to the kernel as one
 //! record batch; nothing is fsynced. A crash tears at most the last batch, which a reader leaves out.
 
+use std::cell::Cell;
 use std::fs::File;
-use std::io::BufReader;
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
@@ -17,6 +19,7 @@ use rocksdb::WriteBatch;
 
 use super::PredictionRecord;
 use super::columns::Columns;
+use super::frames::{Flaw, FrameReader, FrameWriter};
 use crate::definition::Definitions;
 use crate::offline::segments::is_folder_name;
 use crate::online::RecordError;
@@ -36,7 +39,7 @@ struct Open {
     service: Option<Arc<str>>,
     columns: Columns,
     path: PathBuf,
-    writer: StreamWriter<std::io::BufWriter<File>>,
+    writer: StreamWriter<FrameWriter>,
 }
 
 impl Spool {
@@ -88,6 +91,7 @@ impl Spool {
         self.flush()?;
         while let Some(mut open) = self.open.pop() {
             let ended = open.writer.finish();
+            let ended = ended.and_then(|()| Ok(open.writer.get_mut().flush()?));
             ended.map_err(|error| failed(&open.path, &error))?;
         }
         Ok(())
@@ -111,9 +115,10 @@ impl Spool {
         let service = record.service.as_deref();
         let service = service.and_then(|name| self.definitions.service(name));
         let columns = Columns::new(service.cloned());
-        let file = File::create_new(&path).map_err(|error| failed(&path, &error.into()))?;
-        let writer = StreamWriter::try_new_buffered(file, columns.schema())
-            .map_err(|error| failed(&path, &error))?;
+        let file = File::create_new(&path).and_then(FrameWriter::start);
+        let file = file.map_err(|error| failed(&path, &error.into()))?;
+        let writer =
+            StreamWriter::try_new(file, columns.schema()).map_err(|error| failed(&path, &error))?;
         Ok(Open {
             model: Arc::clone(&record.model),
             service: record.service.clone(),
@@ -155,18 +160,21 @@ fn next_segment(tables: &Tables) -> Result<u64, RecordError> {
 
 /// The rows of a spool file as far as they are whole.
 pub(crate) struct SpoolReader {
-    stream: Option<StreamReader<BufReader<File>>>,
-    torn: bool,
+    stream: Option<StreamReader<FrameReader>>,
+    /// What the frames show.
+    flaw: Rc<Cell<Option<Flaw>>>,
 }
 
 impl SpoolReader {
     /// Opens a file; one without a whole schema has no rows.
     pub(crate) fn open(path: &Path) -> std::io::Result<Self> {
-        let stream = StreamReader::try_new_buffered(File::open(path)?, None).ok();
-        Ok(Self {
-            torn: stream.is_none(),
-            stream,
-        })
+        let (file, flaw) = FrameReader::open(path)?;
+        let mut reader = Self { stream: None, flaw };
+        match StreamReader::try_new(file, None) {
+            Ok(stream) => reader.stream = Some(stream),
+            Err(_) => reader.end(),
+        }
+        Ok(reader)
     }
 
     /// The schema of the rows.
@@ -174,9 +182,15 @@ impl SpoolReader {
         self.stream.as_ref().map(StreamReader::schema)
     }
 
-    /// Whether the file ended in the middle of something; known when all rows have been read.
-    pub(crate) fn torn(&self) -> bool {
-        self.torn
+    /// Where the file was not what had been written; known when all rows have been read.
+    pub(crate) fn flaw(&self) -> Option<Flaw> {
+        self.flaw.get()
+    }
+
+    /// The stream ended in the middle of something: at a flaw, or between two frames.
+    fn end(&mut self) {
+        self.stream = None;
+        self.flaw.set(self.flaw.get().or(Some(Flaw::Torn)));
     }
 }
 
@@ -187,8 +201,7 @@ impl Iterator for SpoolReader {
         match self.stream.as_mut()?.next()? {
             Ok(batch) => Some(batch),
             Err(_) => {
-                self.torn = true;
-                self.stream = None;
+                self.end();
                 None
             }
         }

@@ -1,0 +1,303 @@
+//! Mending a damaged database at open: what is derived is made anew from the logs, a damaged log is refused.
+//!
+//! RocksDB's checksums find damage when a block is read. A read that finds some leaves a note in the data
+//! folder; the next open reads every block, drops the column families that are damaged and fills them from
+//! the logs. Where RocksDB does not open at all, its files are first linked aside and repaired, and all that
+//! is derived is made anew: a repair may bring back what had been removed. Costs a read of the database.
+//! The note is removed when all is done, so that a crash in between starts it again.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::Path;
+use std::time::Instant;
+
+use rocksdb::WriteBatch;
+
+use super::keys::{Column, Key};
+use super::quarantine;
+use super::tables::Tables;
+use super::{OpenError, ReadError};
+use crate::labels::{EntryKind, entries};
+use crate::log::EventLog;
+use crate::offline::segments::sync_folder;
+
+/// The note within the data folder: the reason, then the names of column families to be made anew.
+const NOTE: &str = "damaged";
+/// What can be made anew, and from what: the event log (states, dedupe keys), the label log (labels, those
+/// that wait), or from nothing (the prediction index: labels of earlier predictions then find none).
+const DERIVED: [Column; 5] = [
+    Column::State,
+    Column::Dedupe,
+    Column::Labels,
+    Column::PendingLabels,
+    Column::PredictionIndex,
+];
+/// Entries between two writes of a rebuild.
+const REBUILD_ENTRIES: usize = 16_384;
+
+/// Numbers of spool files that a lost table may have given out: none is given out twice.
+const SEGMENTS_SKIPPED: u64 = 1_000_000;
+
+/// A database that was examined, and what of it must be filled again.
+pub(crate) struct Mending {
+    emptied: Vec<Column>,
+    /// Tables may have been left out.
+    repaired: bool,
+    started: Instant,
+}
+
+/// Leaves a note that the next open is to examine the database; `columns` are to be made anew in any case.
+pub(crate) fn note(data_dir: &Path, reason: &str, columns: &[Column]) -> std::io::Result<()> {
+    let temporary = data_dir.join(".damaged.tmp");
+    let mut file = File::create(&temporary)?;
+    writeln!(file, "{}", reason.replace('\n', " "))?;
+    for column in columns {
+        writeln!(file, "{}", column.name())?;
+    }
+    file.sync_all()?;
+    fs::rename(temporary, data_dir.join(NOTE))?;
+    sync_folder(data_dir)
+}
+
+/// Opens the database; where it is damaged, or was found damaged before, what is derived in it is empty
+/// afterwards, and [`Mending::fill`] must be called.
+pub(crate) fn open(
+    data_dir: &Path,
+    block_cache_bytes: usize,
+) -> Result<(Tables, Option<Mending>), OpenError> {
+    let online = data_dir.join("online");
+    let started = Instant::now();
+    let headless =
+        !online.join("CURRENT").exists() && holds_tables(&online).map_err(io(&online))?;
+    let opened = match headless {
+        // RocksDB would make a new database and remove the files of the old one.
+        true => Err("`CURRENT` is missing".to_owned()),
+        false => match Tables::open(&online, block_cache_bytes) {
+            Ok(tables) => Ok(tables),
+            Err(error) if Tables::is_damage(&error) => Err(error.to_string()),
+            Err(error) => return Err(OpenError::Database(error.to_string())),
+        },
+    };
+    let repaired = opened.is_err();
+    let mut tables = match opened {
+        Ok(tables) => tables,
+        Err(reason) => {
+            let aside = quarantine::link_aside(data_dir, &online, "unopened");
+            let aside = aside.map_err(io(&online))?;
+            tracing::error!(%reason, files = %aside.display(), "online store is damaged: repairing");
+            note(data_dir, &reason, &DERIVED[..4]).map_err(io(data_dir))?;
+            let database = |error: rocksdb::Error| OpenError::Damaged(error.to_string());
+            Tables::repair(&online).map_err(database)?;
+            Tables::open(&online, block_cache_bytes).map_err(database)?
+        }
+    };
+    let path = data_dir.join(NOTE);
+    let noted = match fs::read_to_string(&path) {
+        Ok(noted) => noted,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok((tables, None)),
+        Err(error) => return Err(io(&path)(error)),
+    };
+    let emptied = examine(&tables, &noted)?;
+    let reason = noted.lines().next().unwrap_or_default();
+    note(data_dir, reason, &emptied).map_err(io(data_dir))?;
+    empty(&mut tables, &emptied).map_err(|error| OpenError::Database(error.to_string()))?;
+    let mending = Mending {
+        emptied,
+        repaired,
+        started,
+    };
+    Ok((tables, Some(mending)))
+}
+
+/// Whether RocksDB has been here.
+fn holds_tables(online: &Path) -> std::io::Result<bool> {
+    for entry in fs::read_dir(online)? {
+        let name = entry?.file_name();
+        let name = name.to_string_lossy();
+        if name.ends_with(".sst") || name.ends_with(".log") || name.starts_with("MANIFEST") {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Reads everything; which derived column families must be made anew.
+fn examine(tables: &Tables, noted: &str) -> Result<Vec<Column>, OpenError> {
+    let mut damaged = Vec::new();
+    for column in Column::ALL {
+        let named = noted.lines().skip(1).any(|name| name == column.name());
+        match check(tables, column) {
+            Ok(()) if !named => {}
+            Ok(()) => damaged.push(column),
+            Err(problem) if DERIVED.contains(&column) => {
+                tracing::error!(column = column.name(), %problem, "damaged: will be made anew");
+                damaged.push(column);
+            }
+            Err(problem) => {
+                let column = column.name();
+                return Err(OpenError::Damaged(format!(
+                    "`{column}` cannot be read and is not derived from anything: {problem}; restore a backup"
+                )));
+            }
+        }
+    }
+    Ok(damaged)
+}
+
+/// Reads a column family; the numbers of a log start at 1, or where it was pruned, and have no gap.
+fn check(tables: &Tables, column: Column) -> Result<(), String> {
+    let numbered = matches!(column, Column::Events | Column::LabelLog);
+    let mut last = match column {
+        Column::Events => tables.get_number(Key::EventsPruned).unwrap_or_default(),
+        _ => None,
+    }
+    .unwrap_or(0);
+    for pair in tables.scan_once(column) {
+        let (key, _) = pair.map_err(|error| error.to_string())?;
+        if !numbered {
+            continue;
+        }
+        let number = Key::number(&key).ok_or("a key is no number")?;
+        if number != last + 1 {
+            return Err(format!("{} to {} are missing", last + 1, number - 1));
+        }
+        last = number;
+    }
+    Ok(())
+}
+
+/// Drops the column families with their files, and keeps what must not be lost with them.
+fn empty(tables: &mut Tables, columns: &[Column]) -> Result<(), rocksdb::Error> {
+    for &column in columns {
+        tables.renew(column)?;
+    }
+    if columns.contains(&Column::State) {
+        let last = tables.last_key(Column::Events)?;
+        let last = last.and_then(|key| Key::number(&key)).unwrap_or(0);
+        let mut batch = WriteBatch::default();
+        tables.put(&mut batch, Key::LastSeq, &last.to_le_bytes());
+        for pair in tables.scan(Column::Meta, &Key::View(0).to_bytes()) {
+            let (key, _) = pair?;
+            match Key::view_id(&key) {
+                Some(id) => tables.delete(&mut batch, Key::View(id)),
+                None => break,
+            }
+        }
+        tables.write_durably(batch)?;
+    }
+    Ok(())
+}
+
+impl Mending {
+    /// Holds the counters against the log: they are in a column family that is not derived, of which a
+    /// repair may have left out the newest table.
+    pub(crate) fn check(&self, events: u64, last_seq: u64) -> Result<(), OpenError> {
+        match events == last_seq {
+            true => Ok(()),
+            false => Err(OpenError::Damaged(format!(
+                "{events} events were counted, the log ends at {last_seq}"
+            ))),
+        }
+    }
+
+    /// Fills what was emptied, but for the states: they are those of views that are not known.
+    pub(crate) fn fill(&self, events: EventLog<'_>) -> Result<(), ReadError> {
+        let tables = events.tables;
+        if self.emptied.contains(&Column::Dedupe) {
+            fill_dedupe(events)?;
+        }
+        let labels = [Column::Labels, Column::PendingLabels];
+        if labels.iter().any(|column| self.emptied.contains(column)) {
+            fill_labels(tables)?;
+        }
+        if self.repaired {
+            let next = tables.get_number(Key::NextSegment);
+            let next = next.map_err(ReadError::database)?.unwrap_or(0) + SEGMENTS_SKIPPED;
+            let mut batch = WriteBatch::default();
+            tables.put(&mut batch, Key::NextSegment, &next.to_le_bytes());
+            tables.write_durably(batch).map_err(ReadError::database)?;
+        }
+        Ok(())
+    }
+
+    /// Removes the note: everything is filled and on disk.
+    pub(crate) fn end(&self, data_dir: &Path) -> std::io::Result<()> {
+        fs::remove_file(data_dir.join(NOTE))?;
+        sync_folder(data_dir)?;
+        let names: Vec<_> = self.emptied.iter().map(|column| column.name()).collect();
+        let ms = self.started.elapsed().as_millis() as u64;
+        tracing::warn!(made_anew = ?names, ms, "online store was examined and mended");
+        Ok(())
+    }
+}
+
+fn fill_dedupe(events: EventLog<'_>) -> Result<(), ReadError> {
+    let tables = events.tables;
+    let mut filling = Filling::of(tables);
+    for logged in events.from(0)? {
+        let logged = logged?;
+        let key = logged.event.dedupe_key();
+        let seq = logged.seq.to_le_bytes();
+        filling.add(|batch| tables.put(batch, Key::Dedupe(&key), &seq))?;
+    }
+    filling.end()
+}
+
+/// Plays the label log: its entries are what the writer did, but for labels that expired, which wait again.
+fn fill_labels(tables: &Tables) -> Result<(), ReadError> {
+    let mut filling = Filling::of(tables);
+    for entry in entries(tables, 1) {
+        let (_, entry) = entry?;
+        let mut label = Vec::with_capacity(24);
+        entry.label.encode(&mut label);
+        let arrived = entry.label.arrived_ms.to_le_bytes();
+        let prediction = entry.prediction;
+        filling.add(|batch| {
+            match entry.kind {
+                EntryKind::Pending => tables.put(batch, Key::PendingLabel(prediction), &arrived),
+                EntryKind::Resolved => tables.delete(batch, Key::PendingLabel(prediction)),
+                EntryKind::Known | EntryKind::Correction => {}
+            }
+            tables.put(batch, Key::Label(prediction), &label);
+        })?;
+    }
+    filling.end()
+}
+
+/// Writes entries in batches, the last of them durably and with it those before.
+struct Filling<'t> {
+    tables: &'t Tables,
+    batch: WriteBatch,
+    entries: usize,
+}
+
+impl<'t> Filling<'t> {
+    fn of(tables: &'t Tables) -> Self {
+        Self {
+            tables,
+            batch: WriteBatch::default(),
+            entries: 0,
+        }
+    }
+
+    fn add(&mut self, put: impl FnOnce(&mut WriteBatch)) -> Result<(), ReadError> {
+        put(&mut self.batch);
+        self.entries += 1;
+        if self.entries.is_multiple_of(REBUILD_ENTRIES) {
+            let batch = std::mem::take(&mut self.batch);
+            let written = self.tables.write_lazily(batch);
+            written.map_err(ReadError::database)?;
+        }
+        Ok(())
+    }
+
+    fn end(self) -> Result<(), ReadError> {
+        let written = self.tables.write_durably(self.batch);
+        written.map_err(ReadError::database)
+    }
+}
+
+fn io(path: &Path) -> impl FnOnce(std::io::Error) -> OpenError {
+    let path = path.to_owned();
+    move |source| OpenError::Io { path, source }
+}
