@@ -19,7 +19,7 @@ mod summary;
 
 use self::decay::Decays;
 use self::summary::TileSummary;
-use crate::definition::{MeasureKind, View};
+use crate::definition::{MeasureKind, Summary, View, WINDOWS_MAX};
 use crate::event::Event;
 use crate::value::Value;
 
@@ -167,7 +167,9 @@ impl ViewState {
                 applied = true;
             }
         }
-        applied |= self.decays.fold(view, event, newest_ms);
+        if !view.decays.is_empty() {
+            applied |= self.decays.fold(view, event, newest_ms);
+        }
         if applied {
             Folded::Applied
         } else {
@@ -258,10 +260,9 @@ impl ViewState {
                 cell.sum = cell.sum.saturating_add(term).clamp(-SUM_MAX, SUM_MAX);
             }
         }
-        let width = view.summaries.len();
-        let own = &mut self.summaries[index * width..(index + 1) * width];
-        for (held, summary) in own.iter_mut().zip(&view.summaries) {
-            held.add(event, seq, summary.field);
+        let first = index * view.summaries.len();
+        for (summary, held) in view.summaries.iter().zip(first..) {
+            self.summaries[held].add(event, seq, summary.field);
         }
     }
 
@@ -279,22 +280,24 @@ impl ViewState {
         let at = index * width;
         self.cells
             .splice(at..at, std::iter::repeat_n(Cell::default(), width));
-        let at = index * view.summaries.len();
-        let summaries = view.summaries.iter();
-        self.summaries.splice(
-            at..at,
-            summaries.map(|summary| TileSummary::new(summary.kind)),
-        );
+        if !view.summaries.is_empty() {
+            let at = index * view.summaries.len();
+            let new = |summary: &Summary| TileSummary::new(summary.kind);
+            self.summaries
+                .splice(at..at, view.summaries.iter().map(new));
+        }
         index
     }
 
     /// Drops the tiles that are not held when the newest event is of `newest_ms`.
     fn evict(&mut self, view: &View, newest_ms: i64) {
         self.decays.evict(view, newest_ms);
-        let held = |tile: &Tile| {
-            let tiling = view.windows[tile.window].tiling();
-            tiling.holds(tile.number, newest_ms)
-        };
+        // Per window: divisions are what this costs.
+        let mut oldest = [i64::MIN; WINDOWS_MAX];
+        for (oldest, window) in oldest.iter_mut().zip(&view.windows) {
+            *oldest = window.tiling().oldest_held(newest_ms);
+        }
+        let held = |tile: &Tile| tile.number >= oldest[tile.window];
         if self.tiles.iter().all(held) {
             return;
         }

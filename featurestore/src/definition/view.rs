@@ -129,7 +129,12 @@ impl Tiling {
 
     /// Whether a tile is held when the newest event is of `newest_ms`.
     pub(crate) fn holds(self, number: i64, newest_ms: i64) -> bool {
-        number > self.tile_of(newest_ms) - self.held
+        number >= self.oldest_held(newest_ms)
+    }
+
+    /// The oldest tile that is held when the newest event is of `newest_ms`.
+    pub(crate) fn oldest_held(self, newest_ms: i64) -> i64 {
+        self.tile_of(newest_ms) - self.held + 1
     }
 }
 

@@ -67,8 +67,9 @@ impl ViewState {
         for value in &self.last {
             value.encode(out);
         }
+        let mut tiles = self.tiles.iter().peekable();
         for (index, window) in view.windows.iter().enumerate() {
-            let own = self.tiles.iter().filter(|tile| tile.window == index);
+            let own = std::iter::from_fn(|| tiles.next_if(|tile| tile.window == index));
             let newest = window.tile_of(latest.event_ms);
             put_mask(newest, own.map(|tile| tile.number), out);
         }
@@ -123,21 +124,26 @@ impl ViewState {
             .iter()
             .map(|&field| take_value(&view.source.fields[field], input))
             .collect::<Result<_, _>>()?;
-        let places = take_places(view.windows.iter().map(Window::tiling), latest, input)?;
+        let masks = Masks::take(view.windows.len(), input)?;
+        let count = masks.count();
         let mut state = Self {
             latest: Some(latest),
             last,
-            tiles: Vec::with_capacity(places.len()),
-            cells: Vec::with_capacity(places.len() * view.measures.len()),
-            summaries: Vec::with_capacity(places.len() * view.summaries.len()),
+            tiles: Vec::with_capacity(count),
+            cells: Vec::with_capacity(count * view.measures.len()),
+            summaries: Vec::with_capacity(count * view.summaries.len()),
             decays: Decays::default(),
         };
-        for (window, number) in places {
-            let tile = Tile {
+        let tilings = view.windows.iter().map(Window::tiling);
+        masks.each(tilings, latest, |window, number| {
+            state.tiles.push(Tile {
                 window,
                 number,
-                rows: take(input)?,
-            };
+                rows: 0,
+            });
+        })?;
+        for tile in &mut state.tiles {
+            tile.rows = take(input)?;
             if tile.rows == 0 || tile.rows > ROWS_MAX {
                 return Err(impossible("row count"));
             }
@@ -153,10 +159,13 @@ impl ViewState {
                 let held = TileSummary::decode(summary.kind, field, input)?;
                 state.summaries.push(held);
             }
-            state.tiles.push(tile);
         }
-        let places = take_places(view.decays.iter().map(Decay::tiling), latest, input)?;
-        state.decays = Decays::decode(places.into_iter(), input)?;
+        let masks = Masks::take(view.decays.len(), input)?;
+        let tilings = view.decays.iter().map(Decay::tiling);
+        masks.each(tilings, latest, |decay, number| {
+            state.decays.add_tile(decay, number)
+        })?;
+        state.decays.decode(input)?;
         Ok(state)
     }
 }
@@ -167,26 +176,41 @@ fn put_mask(newest: i64, numbers: impl Iterator<Item = i64>, out: &mut Vec<u8>) 
     out.extend_from_slice(&mask.to_le_bytes());
 }
 
-/// The tiles that the masks of these tilings name, each with the tiling's index and its number.
-fn take_places(
-    tilings: impl ExactSizeIterator<Item = Tiling>,
-    latest: Latest,
-    input: &mut &[u8],
-) -> Result<Vec<(usize, i64)>, StateError> {
-    let masks = varint::take_bytes(input, tilings.len() * 2).ok_or(StateError::CutShort)?;
-    let count: u32 = masks.iter().map(|byte| byte.count_ones()).sum();
-    let mut places = Vec::with_capacity(count as usize);
-    for ((index, tiling), mask) in tilings.enumerate().zip(masks.as_chunks().0) {
-        let mask = u16::from_le_bytes(*mask);
-        // The newest event lies in the newest tile.
-        if mask & 1 == 0 || mask >> tiling.held != 0 {
-            return Err(impossible("tile mask"));
-        }
-        let newest = tiling.tile_of(latest.event_ms);
-        let held = (0..tiling.held).rev().filter(|age| mask >> age & 1 == 1);
-        places.extend(held.map(|age| (index, newest - age)));
+/// One mask for each window or decay.
+struct Masks<'a>(&'a [[u8; 2]]);
+
+impl<'a> Masks<'a> {
+    fn take(count: usize, input: &mut &'a [u8]) -> Result<Self, StateError> {
+        let bytes = varint::take_bytes(input, count * 2).ok_or(StateError::CutShort)?;
+        Ok(Self(bytes.as_chunks().0))
     }
-    Ok(places)
+
+    /// How many tiles they name.
+    fn count(&self) -> usize {
+        let ones = self.0.iter().flatten().map(|byte| byte.count_ones());
+        ones.sum::<u32>() as usize
+    }
+
+    /// Gives each tile named to `place`, with its tiling's index and its number, in order.
+    fn each(
+        &self,
+        tilings: impl Iterator<Item = Tiling>,
+        latest: Latest,
+        mut place: impl FnMut(usize, i64),
+    ) -> Result<(), StateError> {
+        for ((index, tiling), mask) in tilings.enumerate().zip(self.0) {
+            let mask = u16::from_le_bytes(*mask);
+            // The newest event lies in the newest tile.
+            if mask & 1 == 0 || mask >> tiling.held != 0 {
+                return Err(impossible("tile mask"));
+            }
+            let newest = tiling.tile_of(latest.event_ms);
+            for age in (0..tiling.held).rev().filter(|age| mask >> age & 1 == 1) {
+                place(index, newest - age);
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Most sums are of whole numbers, whose low 32 bits are zero: those are left out, and bit 0 says

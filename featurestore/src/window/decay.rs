@@ -102,11 +102,17 @@ impl Decays {
         }
     }
 
-    /// Reads the tiles at these places, in their order.
-    pub(super) fn decode(
-        places: impl Iterator<Item = (usize, i64)>,
-        input: &mut &[u8],
-    ) -> Result<Self, StateError> {
+    /// Adds an empty tile behind all others.
+    pub(super) fn add_tile(&mut self, decay: usize, number: i64) {
+        self.tiles.push(DecayTile {
+            decay,
+            number,
+            weighed: Weighed::default(),
+        });
+    }
+
+    /// Reads weight and sum of every tile.
+    pub(super) fn decode(&mut self, input: &mut &[u8]) -> Result<(), StateError> {
         let mut number = || {
             let coded = varint::take_wide(input).ok_or(StateError::CutShort)?;
             let number = varint::unzigzag_wide(coded);
@@ -115,23 +121,16 @@ impl Decays {
                 .then_some(number)
                 .ok_or_else(|| impossible("decayed sum"))
         };
-        let tiles = places.map(|(decay, at)| {
-            let weighed = Weighed {
+        for tile in &mut self.tiles {
+            tile.weighed = Weighed {
                 weight: number()?,
                 sum: number()?,
             };
-            if weighed.weight < 0 {
+            if tile.weighed.weight < 0 {
                 return Err(impossible("weight"));
             }
-            Ok(DecayTile {
-                decay,
-                number: at,
-                weighed,
-            })
-        });
-        Ok(Self {
-            tiles: tiles.collect::<Result<_, _>>()?,
-        })
+        }
+        Ok(())
     }
 
     fn at(&mut self, place: (usize, i64)) -> &mut Weighed {

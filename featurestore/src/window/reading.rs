@@ -1,7 +1,8 @@
 //! Reading features from a state at a time.
 //!
 //! Counts, sums, means, rates and latest values cost tens of nanoseconds. Squares, distinct values and
-//! quantiles cost what their heads say; they are out of line so that the others do not pay for them.
+//! quantiles cost what their heads say; they are read out of line (`beside`), so that the others do not pay
+//! for them.
 
 use std::borrow::Cow;
 
@@ -124,6 +125,7 @@ impl<'a> Reading<'a> {
     }
 
     /// `None` where there is no value or none that is a number.
+    #[inline]
     fn number(&self, aggregate: Aggregate, event_ms: i64) -> Option<f64> {
         match aggregate {
             Aggregate::Count { window } => Some(self.rows(window)),
@@ -142,6 +144,14 @@ impl<'a> Reading<'a> {
                 let age_ms = self.at_ms.saturating_sub(event_ms).max(0);
                 Some(age_ms as f64 / HOUR_MS)
             }
+            beside => self.beside(beside),
+        }
+    }
+
+    /// The same of what lies beside the cells; `None` for what `number` reads itself.
+    #[inline(never)]
+    fn beside(&self, aggregate: Aggregate) -> Option<f64> {
+        match aggregate {
             Aggregate::Min { .. } | Aggregate::Max { .. } | Aggregate::First { .. } => {
                 self.as_it_came(aggregate)?.as_f64()
             }
@@ -164,6 +174,12 @@ impl<'a> Reading<'a> {
                 let (decays, decay) = self.decay(decay)?;
                 decays.mean(decay, self.at_ms)
             }
+            Aggregate::Count { .. }
+            | Aggregate::Sum { .. }
+            | Aggregate::Mean { .. }
+            | Aggregate::Rate { .. }
+            | Aggregate::Last { .. }
+            | Aggregate::AgeOfLast => None,
         }
     }
 
@@ -203,7 +219,6 @@ impl<'a> Reading<'a> {
     }
 
     /// Of a sample: divided by one less than the number of values, of which there must be two.
-    #[inline(never)]
     fn std(&self, (window, measure, summary): (usize, usize, usize)) -> Option<f64> {
         let total = self.total(window, measure);
         let pairs = total.present as f64 * total.present.checked_sub(1).filter(|&n| n > 0)? as f64;
@@ -216,7 +231,6 @@ impl<'a> Reading<'a> {
         Some((squares.spread(total.present, total.sum) / pairs).sqrt() / SUM_UNITS)
     }
 
-    #[inline(never)]
     fn distinct(&self, window: usize, summary: usize) -> f64 {
         let tiles = self.summaries(window, summary);
         Distinct::count(tiles.filter_map(|tile| match tile {
@@ -225,7 +239,6 @@ impl<'a> Reading<'a> {
         })) as f64
     }
 
-    #[inline(never)]
     fn quantile(&self, window: usize, summary: usize, millionths: u32) -> Option<f64> {
         let tiles = self.summaries(window, summary);
         let tiles = tiles.filter_map(|tile| match tile {
