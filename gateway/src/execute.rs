@@ -16,7 +16,7 @@ use smallvec::SmallVec;
 
 use crate::admission::{Admitted, DeadlinePassed, Limit, Overloaded};
 use crate::breaker::{Gate, Run};
-use crate::features::{Bound, Features, InputError, Inputs, Reader};
+use crate::features::{Bound, Features, InputError, Inputs, Reader, RefusedRow};
 use crate::metrics::Metrics;
 use crate::pool::{Pool, PoolFailure, Pooled, Priority, Tensors};
 use crate::route::Route;
@@ -37,16 +37,19 @@ pub(crate) enum Reason {
     Deadline,
     /// The features could not be read.
     Features,
+    /// A feature is missing without which its service refuses a row.
+    Missing,
     /// The version failed lately.
     Breaker,
 }
 
 impl Reason {
-    pub(crate) const ALL: [Self; 5] = [
+    pub(crate) const ALL: [Self; 6] = [
         Self::Error,
         Self::NonFinite,
         Self::Deadline,
         Self::Features,
+        Self::Missing,
         Self::Breaker,
     ];
 
@@ -56,6 +59,7 @@ impl Reason {
             Self::NonFinite => "non_finite",
             Self::Deadline => "deadline",
             Self::Features => "features",
+            Self::Missing => "missing_feature",
             Self::Breaker => "breaker",
         }
     }
@@ -88,6 +92,8 @@ pub(crate) enum ExecuteError {
     Inputs(String),
     #[error("features are not available")]
     Features,
+    #[error(transparent)]
+    Missing(RefusedRow),
     #[error("model `{model}` failed")]
     Failed { model: Arc<str> },
     #[error("model `{model}` has failed lately and is being tried again")]
@@ -130,6 +136,7 @@ enum Failure {
     Inputs(String),
     Overloaded(Overloaded),
     Broken(Gate),
+    Missing(RefusedRow),
     Passed(Reason),
 }
 
@@ -171,7 +178,7 @@ impl Runner<'_> {
         let pinned = route.role == Role::Pinned;
         let others = if pinned { &[][..] } else { &route.model.chain };
         let alone = pinned || (others.is_empty() && route.model.constant.is_none());
-        let (mut reason, mut broken) = (None, None);
+        let (mut reason, mut broken, mut missing) = (None, None, None);
         let candidates = std::iter::once(route.first).chain(others);
         for (k, version) in candidates.enumerate() {
             if k > 0 && version.version == route.first.version {
@@ -205,6 +212,10 @@ impl Runner<'_> {
                         Gate::Closed | Gate::Probe => probes.push(Arc::clone(version)),
                     }
                 }
+                Err(Failure::Missing(row)) => {
+                    reason.get_or_insert(Reason::Missing);
+                    missing.get_or_insert(row);
+                }
                 Err(Failure::Passed(why)) => _ = reason.get_or_insert(why),
             }
         }
@@ -213,11 +224,14 @@ impl Runner<'_> {
             true => Err(self.refusal(route, reason)),
             false => self.constant(route, inputs.rows, reason),
         };
-        match (answered, broken) {
-            (Err(ExecuteError::Failed { model }), Some(retry_after)) => {
+        match (answered, broken, missing) {
+            (Err(ExecuteError::Failed { .. }), _, Some(row)) if reason == Reason::Missing => {
+                Err(ExecuteError::Missing(row))
+            }
+            (Err(ExecuteError::Failed { model }), Some(retry_after), _) => {
                 Err(ExecuteError::Broken { model, retry_after })
             }
-            (answered, _) => answered,
+            (answered, ..) => answered,
         }
     }
 
@@ -307,6 +321,7 @@ impl Runner<'_> {
             Ok(Bound::Shared(tensors)) => (Cow::Borrowed(tensors), None),
             Ok(Bound::Own(tensors, features)) => (Cow::Owned(tensors), Some(features)),
             Err(InputError::Unreadable) => return Err(Failure::Passed(Reason::Features)),
+            Err(InputError::Refused(row)) => return Err(Failure::Missing(row)),
             Err(error) => return Err(Failure::Inputs(error.to_string())),
         };
         let outputs = match version.cost.is_in_place(version.rows(&tensors)) {

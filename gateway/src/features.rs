@@ -9,7 +9,8 @@ use std::time::Instant;
 
 use engine::{Signature, Tensor, TensorData};
 use featurestore::{
-    FeatureRow, FeatureStore, Field, FieldProblem, FieldType, ReadError, Service, Status, Value,
+    FeatureRow, FeatureStore, Field, FieldProblem, FieldType, ReadError, Refused, Service, Status,
+    Value,
 };
 
 use crate::cold::{ColdReadError, ColdReads};
@@ -48,6 +49,34 @@ pub(crate) struct Features {
     pub requests: Vec<Vec<Value>>,
     /// Shared with the records of them.
     pub rows: Vec<Arc<FeatureRow>>,
+    /// The first row from which no model may answer.
+    pub refused: Option<RefusedRow>,
+}
+
+impl Features {
+    /// Whether a model may answer from every row.
+    fn answerable(&self) -> Result<(), InputError> {
+        let refused = self.refused.clone();
+        refused.map_or(Ok(()), |refused| Err(InputError::Refused(refused)))
+    }
+}
+
+/// A row without a feature that its service cannot do without (`missing = "refuse"`).
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("row {row}: {refused}")]
+pub(crate) struct RefusedRow {
+    row: usize,
+    refused: Refused,
+}
+
+impl RefusedRow {
+    /// The first of `rows` that the service refuses; costs nothing where it refuses none.
+    fn first(service: &Service, rows: &[FeatureRow]) -> Option<Self> {
+        rows.iter().enumerate().find_map(|(row, features)| {
+            let refused = service.check_row(features).err()?;
+            Some(Self { row, refused })
+        })
+    }
 }
 
 /// The tensors for one version, and its own features where it does not share the routed version's.
@@ -75,6 +104,8 @@ pub(crate) enum InputError {
     TooManyRows { rows: usize, rows_max: usize },
     #[error("features are not available")]
     Unreadable,
+    #[error(transparent)]
+    Refused(RefusedRow),
 }
 
 /// Why rows were not read.
@@ -151,9 +182,13 @@ impl Reader<'_> {
                 let requests = self.requests(service, &inputs.columns)?;
                 let read = self.rows_of(service, id, requests).await;
                 let (tensors, features) = read.ok_or(InputError::Unreadable)?;
+                features.answerable()?;
                 Ok(Bound::Own(tensors, features))
             }
-            _ => Ok(Bound::Shared(&inputs.tensors)),
+            (_, _, features) => {
+                features.as_ref().map_or(Ok(()), Features::answerable)?;
+                Ok(Bound::Shared(&inputs.tensors))
+            }
         }
     }
 
@@ -193,6 +228,7 @@ impl Reader<'_> {
         let features = Features {
             service_id: Arc::clone(id),
             requests,
+            refused: RefusedRow::first(service, &rows),
             rows: rows.into_iter().map(Arc::new).collect(),
         };
         Some((vec![tensor], features))

@@ -143,7 +143,10 @@ fn work(jobs: &Receiver<Message>, options: &ShadowOptions) {
                     let run = match scored(&job, version, options) {
                         Ok((outputs, _)) if outputs.iter().all(is_finite) => Some(Run::Succeeded),
                         // Says nothing of the version: another copy is to try it.
-                        Err(ScoreError::Run(RunFailure::OnTheseInputs(_))) => None,
+                        Err(
+                            ScoreError::Run(RunFailure::OnTheseInputs(_))
+                            | ScoreError::Inputs(InputError::Refused(_)),
+                        ) => None,
                         Ok(_) | Err(_) => Some(Run::Failed),
                     };
                     version.breaker.probed(Instant::now(), run);
@@ -205,6 +208,8 @@ fn shadow(job: &ShadowJob, version: &LoadedVersion, options: &ShadowOptions) {
             scores: scores(&outputs, job.inputs.rows),
             reason: None,
         }),
+        // Nor would it have answered.
+        Err(ScoreError::Inputs(InputError::Refused(_))) => {}
         Err(error) => {
             tracing::debug!(model = %version.model, version = version.version, %error, "shadow failed");
             options.metrics.shadow_errors.increment(1);

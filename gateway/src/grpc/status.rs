@@ -35,6 +35,7 @@ pub(super) fn of_predict(error: &PredictError) -> Status {
         PredictError::Execute(ExecuteError::Features | ExecuteError::Broken { .. }) => {
             Status::unavailable(message)
         }
+        PredictError::Execute(ExecuteError::Missing(_)) => Status::failed_precondition(message),
         PredictError::Execute(ExecuteError::Failed { .. }) => Status::internal(message),
     }
 }

@@ -266,6 +266,10 @@ impl From<PredictError> for Refusal {
             PredictError::Execute(ExecuteError::Features) => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, message).retry_after(RETRY_AFTER_S)
             }
+            // Sent again it would be refused again, until the entity is known.
+            PredictError::Execute(ExecuteError::Missing(_)) => {
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, message)
+            }
             PredictError::Execute(ExecuteError::Failed { .. }) => {
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, message)
             }

@@ -37,6 +37,12 @@ request = { page = "string?", length = "float" }
 features = [ { request = "length" }, { view = "page_visits", default = 0.0 } ]
 
 [[service]]
+name = "strict"
+version = 1
+request = { page = "string?", length = "float" }
+features = [ { request = "length" }, { view = "page_visits", features = ["count_1h"], missing = "refuse" } ]
+
+[[service]]
 name = "plain"
 version = 1
 request = { length = "float" }
@@ -387,6 +393,46 @@ fn the_chain_answers_in_order_and_says_so() {
         (&constant["model_version"], &constant["outputs"][0]["data"]),
         (&json!("constant"), &json!([0.25, 0.25]))
     );
+    bench.end();
+}
+
+#[test]
+fn a_row_without_a_feature_that_it_needs_goes_down_the_chain() {
+    let mut bench = Bench::new(&[("m", "service = \"strict\"\nfallback = [\"simple\"]")]);
+    let strict = Made(1, "strict", &[1.0, 1.0], 0.0);
+    let lenient = Made(2, "plain", &[2.0], 0.0);
+    let alone = [("champion", 1)];
+    bench.publish(&[("m", &[strict], &alone)]);
+    bench.visit(1, "known", 60_000);
+    let answer = bench
+        .predict("m", None, &visits(&["known"], &[0.5]))
+        .unwrap();
+    assert_eq!(answer["outputs"][0]["data"], json!([1.5]));
+    let both = visits(&["known", "unknown"], &[0.5, 0.5]);
+    let refused = bench.predict("m", None, &both).unwrap_err();
+    assert!(matches!(
+        refused,
+        PredictError::Execute(ExecuteError::Missing(_))
+    ));
+    assert_eq!(
+        refused.to_string(),
+        "row 1: feature `page_visits:count_1h` is NOT_FOUND, and `strict@1` refuses a row without it"
+    );
+    let strict = Made(1, "strict", &[1.0, 1.0], 0.0);
+    let aliases = [("champion", 1), ("simple", 2)];
+    bench.publish(&[("m", &[strict, lenient], &aliases)]);
+    let answer = bench.predict("m", None, &both).unwrap();
+    assert_eq!(answer["outputs"][0]["data"], json!([1.0, 1.0]));
+    assert_eq!(
+        answer["parameters"]["fallback_reason"],
+        json!("missing_feature")
+    );
+    // A caller who names the version gets no other.
+    let refused = bench.predict("m", Some("1"), &both).unwrap_err();
+    assert!(matches!(
+        refused,
+        PredictError::Execute(ExecuteError::Missing(_))
+    ));
     bench.end();
 }
 
