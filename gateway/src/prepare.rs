@@ -90,6 +90,11 @@ pub(crate) enum PrepareError {
     Artifact(#[from] ArtifactError),
     #[error("feature service `{0}` is not in features.toml")]
     Service(String),
+    #[error(
+        "feature service `{name}` has versions {versions} in features.toml: name the one that the model \
+         file was trained with, such as `{name}@1`"
+    )]
+    Ambiguous { name: String, versions: String },
     #[error(transparent)]
     Trial(#[from] TrialError),
     #[error(transparent)]
@@ -117,6 +122,7 @@ impl PrepareError {
             Self::Lookup(_) | Self::Artifact(_) | Self::Late => true,
             Self::Trial(error) => error.may_pass(),
             Self::Service(_)
+            | Self::Ambiguous { .. }
             | Self::Check(_)
             | Self::Load(_)
             | Self::Bind(_)
@@ -325,8 +331,113 @@ impl Workshop {
     }
 }
 
-/// The feature service that a version names.
+/// The feature service that a version names: what was registered names its version for ever. A file
+/// that comes from outside gets what `models/MODEL.toml` says; a name alone will do while it can only
+/// mean one version.
 pub(crate) fn service(definitions: &Definitions, id: &str) -> Result<Arc<Service>, PrepareError> {
     let found = definitions.service(id).cloned();
+    let versions = definitions
+        .services
+        .iter()
+        .filter(|service| *service.name == *id)
+        .map(|service| service.version.to_string())
+        .collect::<Vec<_>>();
+    if versions.len() > 1 {
+        return Err(PrepareError::Ambiguous {
+            name: id.to_owned(),
+            versions: versions.join(", "),
+        });
+    }
     found.ok_or_else(|| PrepareError::Service(id.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use registry::{NewVersion, RegistryOptions};
+
+    use super::*;
+    use crate::config::{ServeArgs, ServeConfig};
+    use crate::onnx;
+
+    /// Versions of one service, each a multiple of what the request brings.
+    fn definitions(versions: &[u32]) -> Arc<Definitions> {
+        let version = |version: &u32| {
+            format!(
+                "[[service]]\nname = \"visit\"\nversion = {version}\nrequest = {{ length = \"float\" }}\n\
+                 features = [{{ name = \"x\", expression = \"length * {version}\" }}]\n"
+            )
+        };
+        let text: String = versions.iter().map(version).collect();
+        Arc::new(Definitions::parse(&text, "features.toml").unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_version_keeps_the_service_that_it_was_registered_with() {
+        let folder = tempfile::tempdir().unwrap();
+        let options = RegistryOptions {
+            database: folder.path().join("registry.db"),
+            artifacts: folder.path().join("artifacts"),
+        };
+        let registry = Registry::open(&options).await.unwrap();
+        let model: ModelName = "m".parse().unwrap();
+        registry.ensure_model(&model, 0).await.unwrap();
+        let new = NewVersion {
+            model: model.clone(),
+            artifact: registry
+                .put_artifact(onnx::affine(&[1.0], 0.0))
+                .await
+                .unwrap(),
+            golden: None,
+            signature: serde_json::json!({}),
+            service: Some("visit@1".to_owned()),
+            run: None,
+            algorithm: "external".to_owned(),
+            metrics: BTreeMap::new(),
+            datasets: Vec::new(),
+            description: String::new(),
+            at_ms: 0,
+        };
+        let version = registry.register_version(new).await.unwrap().version;
+        let config = ServeConfig::new(ServeArgs::default()).unwrap();
+        let mut workshop = Workshop {
+            registry,
+            definitions: definitions(&[1, 2]),
+            loaders: Loaders::start(Seats::new(1)).unwrap(),
+            trial: config.trial,
+        };
+        let prepare = |workshop: Workshop| async move {
+            workshop
+                .fetch_and_prepare(&"m".parse().unwrap(), version, EngineChoice::Auto)
+                .await
+        };
+        let (loaded, _) = prepare(workshop.clone()).await.unwrap();
+        assert_eq!(loaded.service_id.as_deref(), Some("visit@1"));
+        workshop.definitions = definitions(&[2]);
+        let refused = prepare(workshop).await.err().unwrap();
+        assert!(!refused.may_pass());
+        assert_eq!(
+            refused.to_string(),
+            "feature service `visit@1` is not in features.toml"
+        );
+    }
+
+    #[test]
+    fn a_bare_name_means_a_service_of_one_version_only() {
+        let id = |versions: &[u32], name: &str| {
+            let found = service(&definitions(versions), name);
+            found
+                .map(|service| service.id().to_owned())
+                .map_err(|error| error.to_string())
+        };
+        assert_eq!(id(&[3], "visit"), Ok("visit@3".to_owned()));
+        assert_eq!(id(&[1, 2], "visit@1"), Ok("visit@1".to_owned()));
+        let refused = id(&[1, 2], "visit").unwrap_err();
+        assert!(
+            refused.contains("has versions 1, 2 in features.toml"),
+            "{refused}"
+        );
+        assert!(id(&[1], "visits").is_err());
+    }
 }

@@ -156,7 +156,10 @@ impl Active<'_> {
         self.journal.trials(&outcome).await?;
         let judgement = {
             let _phase = self.progress.phase("gates", 1);
-            judge(&recipe.gates, self.case(&rows, &outcome).await?)
+            judge(
+                &recipe.gates,
+                self.case(&rows, &outcome, service.id()).await?,
+            )
         };
         self.check_stop()?;
         let origin = Origin {
@@ -200,12 +203,17 @@ impl Active<'_> {
     }
 
     /// Brings challenger, simple model and champion to the holdout rows.
-    async fn case<'r>(&self, rows: &'r SoundRows, outcome: &Outcome) -> Result<Case<'r>, RunError> {
+    async fn case<'r>(
+        &self,
+        rows: &'r SoundRows,
+        outcome: &Outcome,
+        service: &str,
+    ) -> Result<Case<'r>, RunError> {
         let holdout = rows.holdout();
         let release = self.journal.registry.release(&self.order.model).await?;
         let champion = match release.champion() {
             None => Champion::None,
-            Some(version) => self.champion(version, &holdout).await?,
+            Some(version) => self.champion(version, &holdout, service).await?,
         };
         let seed = self.order.seed;
         Ok(Case {
@@ -218,13 +226,23 @@ impl Active<'_> {
         })
     }
 
-    /// The champion's answers, by its own ONNX file.
-    async fn champion(&self, version: Version, holdout: &Part) -> Result<Champion, RunError> {
+    /// The champion's answers, by its own ONNX file, to rows of `service`: rows of another than its
+    /// own have other columns, or columns that mean something else.
+    async fn champion(
+        &self,
+        version: Version,
+        holdout: &Part,
+        service: &str,
+    ) -> Result<Champion, RunError> {
         let registered = self
             .journal
             .registry
             .version(&self.order.model, version)
             .await?;
+        if let Some(own) = registered.service.filter(|own| own != service) {
+            let reason = format!("it takes rows of `{own}`, these are of `{service}`");
+            return Ok(Champion::Unscorable { version, reason });
+        }
         let scored = match self
             .journal
             .registry

@@ -90,6 +90,11 @@ impl Project {
 
     /// Labelled rows of some hours; `sign` turns what the amount means.
     fn backfill(&self, hours: std::ops::Range<i64>, sign: f64) {
+        self.backfill_for("risk", hours, sign);
+    }
+
+    /// The same as rows of one service.
+    fn backfill_for(&self, service: &str, hours: std::ops::Range<i64>, sign: f64) {
         let mut random = StdRng::seed_from_u64(hours.start.unsigned_abs());
         let mut lines = String::new();
         let steps = hours.start * HOUR_MS / STEP_MS..hours.end * HOUR_MS / STEP_MS;
@@ -119,7 +124,7 @@ impl Project {
         .unwrap();
         let request = BackfillRequest {
             model: "risk".into(),
-            service: "risk".to_owned(),
+            service: service.to_owned(),
             file,
         };
         store.backfill(&request).unwrap();
@@ -285,6 +290,34 @@ async fn a_challenger_that_is_no_better_is_rejected_and_the_reason_kept() {
     assert_eq!(
         registry.release(&project.model).await.unwrap().champion(),
         Some(1)
+    );
+}
+
+#[tokio::test]
+async fn a_champion_is_not_judged_by_rows_of_another_version_of_its_service() {
+    let project = Project::new();
+    assert!(project.train(HISTORY_HOURS).status.success());
+    let second = FEATURES.replace("version = 1", "version = 2").replace(
+        "{ request = \"amount\" }",
+        "{ name = \"amount\", expression = \"amount * 10\" }",
+    );
+    let path = project.folder.path().join("features.toml");
+    std::fs::write(path, format!("{FEATURES}{second}")).unwrap();
+    let later = HISTORY_HOURS + 24 * 30;
+    project.backfill_for("risk@2", HISTORY_HOURS..later, 1.0);
+    let output = project.train(later);
+    assert!(
+        said(&output).contains("rejected by gate improvement"),
+        "{}",
+        said(&output)
+    );
+    let registry = project.registry().await;
+    let decisions = registry.decisions(&project.model, Some("gate"), 1);
+    let decisions = decisions.await.unwrap();
+    let reason = decisions[0].evidence["reason"].as_str().unwrap();
+    assert!(
+        reason.contains("it takes rows of `risk@1`, these are of `risk@2`"),
+        "{reason}"
     );
 }
 
