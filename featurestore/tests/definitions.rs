@@ -471,6 +471,39 @@ fn a_view_whose_layout_changes_gets_another_id() {
     );
 }
 
+#[test]
+fn a_dictionary_by_name_is_the_same_as_one_written_out() {
+    let named = DEFINITIONS
+        .replace("[\"AA\", \"UA\"]", "\"carriers\"")
+        .replace(
+            "[[service]]",
+            "[[dictionary]]\nname = \"carriers\"\nwords = [\"AA\", \"UA\"]\n[[service]]",
+        );
+    let meaning = |text: &str| parse(text).service("delay").unwrap().meaning().clone();
+    assert_eq!(meaning(&named), meaning(DEFINITIONS));
+    for (from, to, message) in [
+        (
+            "dictionary = \"carriers\"",
+            "dictionary = \"carrier\"",
+            "features.toml:30: key `dictionary`: unknown name `carrier`, did you mean `carriers`?",
+        ),
+        (
+            "dictionary = \"carriers\"",
+            "dictionary = [1]",
+            "features.toml:30: key `dictionary`: is neither a list of strings nor the name of a `[[dictionary]]`",
+        ),
+        (
+            "words = [\"AA\", ",
+            "words = [\"UA\", ",
+            "features.toml:23: key `words`: `UA` is listed twice",
+        ),
+    ] {
+        assert!(named.contains(from), "{from}");
+        let error = Definitions::parse(&named.replace(from, to), "features.toml").unwrap_err();
+        assert_eq!(error.to_string(), message);
+    }
+}
+
 /// The definitions with a second version of the view, of another window.
 fn two_versions() -> String {
     let view = DEFINITIONS.split("[[view]]").nth(1).unwrap();

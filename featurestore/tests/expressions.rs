@@ -147,6 +147,17 @@ fn a_service_computes_what_its_expressions_say() {
 }
 
 #[test]
+fn the_example_of_the_docs_is_right() {
+    let page = include_str!("../../docs/features.md");
+    let example = page.split("```toml\n").nth(1).unwrap();
+    let example = example.split("```").next().unwrap();
+    let before = DEFINITIONS.split("[[derived]]").next().unwrap();
+    let before = before.replace("country", "merchant");
+    let service = service(&format!("{before}{example}"));
+    assert_eq!(service.features.len(), 5);
+}
+
+#[test]
 fn what_is_missing_says_why() {
     let service = service(DEFINITIONS);
     let mut request = request();

@@ -11,13 +11,15 @@ use std::sync::Arc;
 
 use toml::Spanned;
 
+use self::column::Words;
 use self::derived::Shared;
 use super::written::{EntityText, FieldsText, FileText, SourceText, Text};
 use super::{DefinitionError, Definitions, Entity, Source, View, parse_duration_ms};
 use crate::project_file::ProjectText;
 use crate::value::{Field, FieldType};
 
-/// Resolves a whole file, in the order source, entity, view, derived, service.
+/// Resolves a whole file, in the order source, entity, view, dictionary, derived,
+/// service.
 pub(super) fn resolve(text: &ProjectText, file: &FileText) -> Result<Definitions, DefinitionError> {
     let resolver = Resolver { text };
     let mut names = Names::default();
@@ -46,6 +48,11 @@ pub(super) fn resolve(text: &ProjectText, file: &FileText) -> Result<Definitions
         }
         definitions.views.push(Arc::new(view));
     }
+    let mut dictionaries = Vec::new();
+    for written in &file.dictionary {
+        names.claim(text, "dictionary", &written.name)?;
+        dictionaries.push(resolver.dictionary(written)?);
+    }
     let mut derived = Vec::new();
     for written in &file.derived {
         names.claim(text, "derived", &written.name)?;
@@ -54,6 +61,7 @@ pub(super) fn resolve(text: &ProjectText, file: &FileText) -> Result<Definitions
     for written in &file.service {
         let known = Known {
             views: &definitions.views,
+            dictionaries: &dictionaries,
             derived: &derived,
         };
         let service = resolver.service(written, known)?;
@@ -78,6 +86,7 @@ struct Resolver<'a> {
 #[derive(Clone, Copy)]
 struct Known<'a> {
     views: &'a [Arc<View>],
+    dictionaries: &'a [Words],
     derived: &'a [Shared<'a>],
 }
 

@@ -23,6 +23,8 @@ pub(super) struct FileText {
     #[serde(default)]
     pub(super) view: Vec<ViewText>,
     #[serde(default)]
+    pub(super) dictionary: Vec<DictionaryText>,
+    #[serde(default)]
     pub(super) derived: Vec<DerivedText>,
     #[serde(default)]
     pub(super) service: Vec<ServiceText>,
@@ -130,6 +132,16 @@ pub(super) struct AggregateText {
     pub(super) name: Option<Text>,
 }
 
+/// `[[dictionary]]`: known strings that services use by a name.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DictionaryText {
+    /// Unique.
+    pub(super) name: Text,
+    /// A string's position is its value.
+    pub(super) words: Spanned<Vec<Text>>,
+}
+
 /// `[[derived]]`: an expression that services use by its name.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -189,8 +201,9 @@ pub(super) struct ServiceText {
 pub(super) struct ColumnText {
     /// A request field (`bool`, `int`, `float`, or `string` with a dictionary).
     pub(super) request: Option<Text>,
-    /// Known strings; a string's position is its value.
-    pub(super) dictionary: Option<Spanned<Vec<Text>>>,
+    /// For a string: the known ones, whose position is their value, or the name of a
+    /// `[[dictionary]]` of them.
+    pub(super) dictionary: Option<Spanned<toml::Value>>,
     /// A view's name, with `@version` for another than the newest; the columns are called
     /// `view:feature`.
     pub(super) view: Option<Text>,

@@ -7,9 +7,15 @@ use std::sync::Arc;
 use toml::Spanned;
 
 use super::super::DefinitionError;
-use super::super::written::{ColumnText, MissingText, Text};
-use super::Resolver;
+use super::super::written::{ColumnText, DictionaryText, MissingText};
+use super::{Known, Resolver};
 use crate::service::{Dictionary, FeatureOrigin, Missing, ServiceFeature};
+
+/// A `[[dictionary]]`.
+pub(super) struct Words {
+    name: Box<str>,
+    dictionary: Arc<Dictionary>,
+}
 
 impl Resolver<'_> {
     /// A column called `name`, or as the entry says.
@@ -64,25 +70,63 @@ impl Resolver<'_> {
         }
     }
 
-    pub(super) fn dictionary(
+    /// A `[[dictionary]]`, which columns share.
+    pub(super) fn dictionary(&self, written: &DictionaryText) -> Result<Words, DefinitionError> {
+        let words = written.words.get_ref().iter().map(Spanned::get_ref);
+        Ok(Words {
+            name: self.name("name", &written.name)?,
+            dictionary: self.codes_of("words", &written.words, words)?,
+        })
+    }
+
+    /// The dictionary that a column writes out or names.
+    pub(super) fn dictionary_of(
         &self,
-        words: &Spanned<Vec<Text>>,
+        written: &Spanned<toml::Value>,
+        known: Known<'_>,
     ) -> Result<Arc<Dictionary>, DefinitionError> {
-        let mut known = BTreeSet::new();
-        for word in words.get_ref() {
-            if !known.insert(word.get_ref()) {
-                let problem = format!("`{}` is listed twice", word.get_ref());
-                return Err(self.error("dictionary", word, problem));
+        match written.get_ref() {
+            toml::Value::String(name) => {
+                let found = known
+                    .dictionaries
+                    .iter()
+                    .find(|words| *words.name == **name);
+                let names = known.dictionaries.iter().map(|words| &*words.name);
+                match found {
+                    Some(words) => Ok(Arc::clone(&words.dictionary)),
+                    None => Err(self.text.unknown(written.span(), "dictionary", name, names)),
+                }
+            }
+            toml::Value::Array(words) if words.iter().all(toml::Value::is_str) => {
+                let words = words.iter().filter_map(toml::Value::as_str);
+                self.codes_of("dictionary", written, words)
+            }
+            _ => {
+                let problem = "is neither a list of strings nor the name of a `[[dictionary]]`";
+                Err(self.error("dictionary", written, problem))
             }
         }
-        if known.is_empty() {
-            return Err(self.error("dictionary", words, "is empty"));
+    }
+
+    fn codes_of<T>(
+        &self,
+        key: &str,
+        written: &Spanned<T>,
+        words: impl Iterator<Item = impl AsRef<str>>,
+    ) -> Result<Arc<Dictionary>, DefinitionError> {
+        let mut known: BTreeSet<Box<str>> = BTreeSet::new();
+        let mut in_order = Vec::new();
+        for word in words {
+            let word: Box<str> = word.as_ref().into();
+            if !known.insert(word.clone()) {
+                return Err(self.error(key, written, format!("`{word}` is listed twice")));
+            }
+            in_order.push(word);
         }
-        let words = words
-            .get_ref()
-            .iter()
-            .map(|word| word.get_ref().as_str().into());
-        Ok(Arc::new(Dictionary::new(words.collect())))
+        if in_order.is_empty() {
+            return Err(self.error(key, written, "is empty"));
+        }
+        Ok(Arc::new(Dictionary::new(in_order)))
     }
 
     /// A number as the models compute with it.

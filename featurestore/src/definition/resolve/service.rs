@@ -133,7 +133,7 @@ impl Resolver<'_> {
         let field = self.field("request", request, &draft.service.request)?;
         let Field { name, ty, .. } = &draft.service.request[field];
         let of_type = (&**name, Type::of_field(*ty));
-        let origin = match self.codes(("request", request), of_type, entry)? {
+        let origin = match self.codes(("request", request), of_type, (entry, draft.known))? {
             Some(dictionary) => FeatureOrigin::Category { field, dictionary },
             None => FeatureOrigin::Request { field },
         };
@@ -164,7 +164,7 @@ impl Resolver<'_> {
                 view: index,
                 feature,
             };
-            let origin = match self.codes(("view", name), of_type, entry)? {
+            let origin = match self.codes(("view", name), of_type, (entry, draft.known))? {
                 Some(dictionary) => FeatureOrigin::KeptCategory { at, dictionary },
                 None => FeatureOrigin::View(at),
             };
@@ -200,7 +200,7 @@ impl Resolver<'_> {
     ) -> Result<(), DefinitionError> {
         let program: Program = self.program(expression, (key, written), draft)?;
         let of_type = (written.get_ref().as_str(), program.ty());
-        let dictionary = self.codes((key, written), of_type, entry)?;
+        let dictionary = self.codes((key, written), of_type, (entry, draft.known))?;
         let origin = FeatureOrigin::Derived(Derived::new(expression, program, dictionary));
         let column = self.finished(written.get_ref().as_str().into(), origin, entry)?;
         draft.service.features.push(column);
@@ -212,10 +212,10 @@ impl Resolver<'_> {
         &self,
         (key, written): (&str, &Text),
         (name, ty): (&str, Type),
-        entry: &ColumnText,
+        (entry, known): (&ColumnText, Known<'_>),
     ) -> Result<Option<Arc<Dictionary>>, DefinitionError> {
         match (ty, &entry.dictionary) {
-            (Type::Text, Some(words)) => Ok(Some(self.dictionary(words)?)),
+            (Type::Text, Some(words)) => Ok(Some(self.dictionary_of(words, known)?)),
             (Type::Number | Type::Bool, None) => Ok(None),
             (Type::Text, None) => {
                 let problem = format!("`{name}` is a string and needs a `dictionary`");
