@@ -11,6 +11,7 @@ mod labels;
 pub(crate) mod states;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
@@ -58,7 +59,12 @@ pub(crate) enum Job {
     Bulk { bulk: Prepared, done: BulkDone },
     /// Predictions that have been recorded and that pending labels wait for.
     Resolve(Vec<PredictionKey>),
+    /// A copy of the database as of the last group; `done` is called with what that one ended at.
+    Checkpoint { folder: PathBuf, done: Copied },
 }
+
+/// Called on the writer thread when the database was copied, or why it was not.
+pub(crate) type Copied = Box<dyn FnOnce(Result<Acked, String>) + Send>;
 
 impl Job {
     /// About what the job holds in memory.
@@ -68,6 +74,7 @@ impl Job {
             Self::Labels { labels, .. } => size_of_val(labels.as_slice()),
             Self::Bulk { bulk, .. } => bulk.bytes(),
             Self::Resolve(predictions) => size_of_val(predictions.as_slice()),
+            Self::Checkpoint { .. } => 0,
         }
     }
 
@@ -77,6 +84,7 @@ impl Job {
             Self::Labels { done, .. } => done(Err(error)),
             Self::Bulk { done, .. } => done(Err(error)),
             Self::Resolve(_) => {}
+            Self::Checkpoint { done, .. } => done(Err(error.to_string())),
         }
     }
 }
@@ -387,6 +395,13 @@ impl Writer {
             },
             Job::Bulk { bulk, done } => self.add_bulk(group, bulk, done)?,
             Job::Resolve(predictions) => self.resolve(group, &predictions)?,
+            Job::Checkpoint { folder, done } => {
+                let (seq, counters) = *locked(&self.shared.counters);
+                let label_seq = counters.label_seq;
+                let copied = self.shared.tables.copy_to(&folder);
+                let copied = copied.map(|()| Acked { seq, label_seq });
+                done(copied.map_err(|error| error.to_string()));
+            }
         }
         Ok(())
     }

@@ -43,8 +43,8 @@ pub use offline::{
     OfflineError, RetentionOptions, TrainingQuery, TrainingSet, Upkept, training_rows,
 };
 pub use online::{
-    Done, FeatureStore, IngestError, Ingested, OpenError, Overloaded, ReadError, RecordError,
-    SealError, StoreOptions, StoreStats,
+    BackedUp, BackupError, Done, FeatureStore, IngestError, Ingested, OpenError, Overloaded,
+    ReadError, RecordError, SealError, StoreOptions, StoreStats,
 };
 pub use predictions::{PredictionKey, PredictionKeyError, PredictionRecord, Role, Sealed};
 pub use project_file::{ProjectFileError, ProjectText, nearest, parse_toml, read_toml};

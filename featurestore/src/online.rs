@@ -5,6 +5,7 @@
 //! get over one column family. Every call may block on disk: callers on an event loop use the callbacks
 //! or their own threads.
 
+mod backup;
 pub(crate) mod bulk;
 mod error;
 pub(crate) mod hot;
@@ -13,6 +14,7 @@ mod lock;
 pub(crate) mod mark;
 mod mend;
 mod open;
+mod options;
 pub(crate) mod quarantine;
 mod read;
 pub(crate) mod shared;
@@ -23,7 +25,9 @@ use std::sync::{Arc, Mutex};
 
 use serde::Serialize;
 
+pub use self::backup::{BackedUp, BackupError};
 pub use self::error::{IngestError, OpenError, Overloaded, ReadError, RecordError, SealError};
+pub use self::options::StoreOptions;
 use self::read::Reach;
 use self::shared::{Shared, locked};
 use crate::applied::{self, Application, Applied, ApplyError, VersionName};
@@ -37,60 +41,13 @@ use crate::event::Event;
 use crate::labels::{Label, LabelsIngested, Outcome, OutcomeCursor};
 use crate::log::seal::{prune, seal_events};
 use crate::offline::upkeep::keep_up;
-use crate::offline::{OfflineError, RetentionOptions, Upkept};
+use crate::offline::{OfflineError, Upkept};
 use crate::predictions::seal::{closed_files, seal_file, seal_labels};
 use crate::predictions::{PredictionKey, PredictionRecord, Sealed, record};
 use crate::service::{FeatureRow, Service};
 use crate::value::Value;
 use crate::verify::{VerifyError, VerifyReport};
 use crate::view_rows::{ViewKeys, ViewRows};
-
-/// Limits and sizes of a store; [`Default`] suits one machine.
-#[derive(Debug, Clone)]
-pub struct StoreOptions {
-    /// RocksDB's block cache, in bytes.
-    pub block_cache_bytes: usize,
-    /// Submitted batches that may wait; more are refused.
-    pub queue_batches_max: usize,
-    /// Bytes of submitted batches that may wait (estimated); more are refused.
-    pub queue_bytes_max: usize,
-    /// Decoded view states that the writer keeps between groups.
-    pub cached_states_max: usize,
-    /// Decoded view states that reads keep, in bytes (estimated); 0 reads every state from its table.
-    pub hot_states_bytes: usize,
-    /// Rows per model that wait in memory for the spool.
-    pub spool_rows_max: usize,
-    /// Events of one group of an import, which is durable as a whole; takes about 400 bytes each.
-    pub import_group_events: usize,
-    /// How long a label waits for its prediction, in milliseconds.
-    pub pending_label_ttl_ms: i64,
-    /// Labels that may wait for their prediction; beyond it the oldest expire early.
-    pub pending_labels_max: usize,
-    /// How long labels can find a prediction, in milliseconds of prediction time.
-    pub prediction_ttl_ms: i64,
-    /// How long sealed files and the log behind them are kept.
-    pub retention: RetentionOptions,
-}
-
-const DAY_MS: i64 = 86_400_000;
-
-impl Default for StoreOptions {
-    fn default() -> Self {
-        Self {
-            block_cache_bytes: 64 << 20,
-            queue_batches_max: 1024,
-            queue_bytes_max: 32 << 20,
-            cached_states_max: 16_384,
-            hot_states_bytes: 64 << 20,
-            spool_rows_max: 1024,
-            import_group_events: 1 << 17,
-            pending_label_ttl_ms: 7 * DAY_MS,
-            pending_labels_max: 1 << 20,
-            prediction_ttl_ms: 90 * DAY_MS,
-            retention: RetentionOptions::default(),
-        }
-    }
-}
 
 /// What became of one submitted batch of events.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]

@@ -3,6 +3,8 @@
 
 #[path = "online/applied.rs"]
 mod applied;
+#[path = "online/backup.rs"]
+mod backup;
 #[path = "online/crash.rs"]
 mod crash;
 #[path = "online/damage.rs"]

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
+use rocksdb::checkpoint::Checkpoint;
 use rocksdb::compaction_filter::Decision;
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType,
@@ -66,6 +67,11 @@ impl Tables {
             ErrorKind::IOError => error.as_ref().contains("No such file or directory"),
             _ => false,
         }
+    }
+
+    /// Makes a copy of the database in a new folder: table files by hard link where that is possible.
+    pub(crate) fn copy_to(&self, folder: &Path) -> Result<(), Error> {
+        Checkpoint::new(&self.db)?.create_checkpoint(folder)
     }
 
     /// Drops a column family with its files, and makes it again, empty.

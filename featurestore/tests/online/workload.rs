@@ -59,11 +59,11 @@ fn the_child_of_other_tests() {
     let (first, last) = (first.parse().unwrap(), last.parse::<u64>().unwrap());
     let store = open(&folder_of_child());
     for number in first..last {
-        if let Err(error) = step(&store, number) {
+        if let Err(error) = ingest_and_record(&store, number) {
             // A store that has stopped says so to everyone, and answers reads.
             assert!(error.contains("stopped writing"), "{error}");
             assert!(
-                step(&store, number)
+                ingest_and_record(&store, number)
                     .unwrap_err()
                     .contains("stopped writing")
             );
@@ -81,7 +81,7 @@ fn the_child_of_other_tests() {
 }
 
 /// A batch of events, an answered and recorded request, its label: before it or after it.
-fn step(store: &FeatureStore, number: u64) -> Result<(), String> {
+pub(crate) fn ingest_and_record(store: &FeatureStore, number: u64) -> Result<(), String> {
     let say = |error: featurestore::IngestError| error.to_string();
     let labels = || vec![label(number)];
     let now_ms = START_MS + i64::try_from(number).unwrap() * MINUTE_MS;
