@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 pub(crate) use self::view::Tiling;
 pub use self::view::{
-    Aggregate, Decay, Filter, Measure, MeasureKind, Summary, SummaryKind, View, ViewFeature,
+    Aggregate, Decay, Filter, Measure, MeasureKind, Summary, SummaryKind, Test, View, ViewFeature,
     ViewKey, WINDOW_TILES, WINDOWS_MAX, Window, WindowKind,
 };
 use crate::project_file::{ProjectFileError, ProjectText};

@@ -33,8 +33,8 @@ pub use applied::{Application, Applied, ApplyError, ChangedMeaning, VersionName,
 pub use backfill::{BackfillRequest, Backfilled, HistoryError, ImportRequest, Imported, Progress};
 pub use definition::{
     Aggregate, Decay, DefinitionError, Definitions, DurationError, Entity, Filter, Meaning,
-    Measure, MeasureKind, Source, Summary, SummaryKind, View, ViewFeature, ViewKey, WINDOW_TILES,
-    WINDOWS_MAX, Window, WindowKind, parse_duration_ms,
+    Measure, MeasureKind, Source, Summary, SummaryKind, Test, View, ViewFeature, ViewKey,
+    WINDOW_TILES, WINDOWS_MAX, Window, WindowKind, parse_duration_ms,
 };
 pub use event::{Event, EventError, EventProblem};
 pub use join::PointInTime;

@@ -155,14 +155,18 @@ impl ViewState {
             Some(latest) => latest.event_ms.max(event.event_ms),
             None => event.event_ms,
         };
+        let oldest = Oldest::at(view, newest_ms);
         if self.latest.is_none_or(|latest| latest.event_ms < newest_ms) {
-            self.evict(view, newest_ms);
+            self.evict(view, newest_ms, &oldest);
         }
         let mut applied = self.fold_latest(view, event, seq);
         for (index, window) in view.windows.iter().enumerate() {
-            let tiling = window.tiling();
-            let number = tiling.tile_of(event.event_ms);
-            if tiling.holds(number, newest_ms) {
+            let number = if event.event_ms == newest_ms {
+                oldest.held[index] + window.tiling().held - 1
+            } else {
+                window.tile_of(event.event_ms)
+            };
+            if number >= oldest.held[index] {
                 self.fold_tile(view, (event, seq), (index, number));
                 applied = true;
             }
@@ -222,7 +226,7 @@ impl ViewState {
     /// is as if they were still there.
     pub(crate) fn release(&mut self, view: &View, at_ms: i64) {
         let held = self.tiles.len();
-        self.evict(view, at_ms);
+        self.evict(view, at_ms, &Oldest::at(view, at_ms));
         if self.tiles.len() < held {
             self.tiles.shrink_to_fit();
             self.cells.shrink_to_fit();
@@ -290,14 +294,9 @@ impl ViewState {
     }
 
     /// Drops the tiles that are not held when the newest event is of `newest_ms`.
-    fn evict(&mut self, view: &View, newest_ms: i64) {
+    fn evict(&mut self, view: &View, newest_ms: i64, oldest: &Oldest) {
         self.decays.evict(view, newest_ms);
-        // Per window: divisions are what this costs.
-        let mut oldest = [i64::MIN; WINDOWS_MAX];
-        for (oldest, window) in oldest.iter_mut().zip(&view.windows) {
-            *oldest = window.tiling().oldest_held(newest_ms);
-        }
-        let held = |tile: &Tile| tile.number >= oldest[tile.window];
+        let held = |tile: &Tile| tile.number >= oldest.held[tile.window];
         if self.tiles.iter().all(held) {
             return;
         }
@@ -318,6 +317,23 @@ impl ViewState {
         self.tiles.truncate(kept);
         self.cells.truncate(kept * width);
         self.summaries.truncate(kept * summaries);
+    }
+}
+
+/// The oldest tile that each window holds. Found once for each event: its divisions are a good part of
+/// what a fold costs.
+struct Oldest {
+    held: [i64; WINDOWS_MAX],
+}
+
+impl Oldest {
+    /// When the newest event is of `newest_ms`.
+    fn at(view: &View, newest_ms: i64) -> Self {
+        let mut held = [i64::MIN; WINDOWS_MAX];
+        for (held, window) in held.iter_mut().zip(&view.windows) {
+            *held = window.tiling().oldest_held(newest_ms);
+        }
+        Self { held }
     }
 }
 

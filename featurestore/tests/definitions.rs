@@ -621,6 +621,102 @@ fn what_alters_a_value_alters_the_meaning_and_nothing_else_does() {
 }
 
 #[test]
+fn a_filter_takes_one_value_several_or_a_range() {
+    let taken = |filter: &str| {
+        let text = DEFINITIONS.replacen("{ field = \"carrier\", equals = \"AA\" }", filter, 1);
+        let definitions = parse(&text);
+        let view = Arc::clone(definitions.view("aircraft").unwrap());
+        let mut events = Vec::new();
+        for (carrier, minutes, late) in [
+            ("AA", -0.0, Value::Bool(true)),
+            ("UA", 15.0, Value::Bool(false)),
+            ("DL", 60.5, Value::Null),
+        ] {
+            let tail = Value::String("N1".into());
+            let carrier = Value::String(carrier.into());
+            let minutes = Value::Float(minutes);
+            let id = Value::Int(1);
+            events.push(vec![id, carrier, tail, Value::Int(0), minutes, late]);
+        }
+        let takes = |values| {
+            view.key_of(&view.source.event(0, values, 0).unwrap())
+                .is_some()
+        };
+        let taken: Vec<_> = events.into_iter().map(takes).collect();
+        let sentence = view.filter.as_ref().unwrap().describe(&view.source);
+        (taken, sentence, view.id)
+    };
+    for (filter, expected, sentence) in [
+        (
+            "{ field = \"carrier\", in = [\"DL\", \"AA\"] }",
+            [true, false, true],
+            "carrier in [\"DL\",\"AA\"]",
+        ),
+        (
+            "{ field = \"late\", in = [true, false] }",
+            [true, true, false],
+            "late in [true,false]",
+        ),
+        (
+            "{ field = \"minutes\", min = 15 }",
+            [false, true, true],
+            "15.0 <= minutes",
+        ),
+        (
+            "{ field = \"minutes\", min = 0.0, max = 15.0 }",
+            [true, true, false],
+            "0.0 <= minutes <= 15.0",
+        ),
+        (
+            "{ field = \"flight_id\", max = 0 }",
+            [false; 3],
+            "flight_id <= 0",
+        ),
+    ] {
+        let (taken, found, _) = taken(filter);
+        assert_eq!((&taken[..], &*found), (&expected[..], sentence));
+    }
+    let id = |filter| taken(filter).2;
+    assert_eq!(
+        id("{ field = \"carrier\", in = [\"DL\", \"AA\"] }"),
+        id("{ field = \"carrier\", in = [\"AA\", \"DL\"] }")
+    );
+    assert_ne!(
+        id("{ field = \"minutes\", min = 15 }"),
+        id("{ field = \"minutes\", max = 15 }")
+    );
+    let equals = "equals = \"AA\"";
+    for (filter, message) in [
+        ("in = []", "18: key `in`: is empty"),
+        (
+            "in = [\"AA\", \"AA\"]",
+            "18: key `in`: `\"AA\"` is listed twice",
+        ),
+        (
+            "in = [\"AA\", 3]",
+            "18: key `in`: expected string, found `3`",
+        ),
+        (
+            "equals = \"AA\", in = [\"UA\"]",
+            "18: key `where`: a filter has `equals`, or `in`, or",
+        ),
+        (
+            "min = 3",
+            "18: key `field`: `carrier` is of type string, not int or float",
+        ),
+    ] {
+        let found = refused(equals, filter);
+        assert!(
+            found.starts_with(&format!("features.toml:{message}")),
+            "{found}"
+        );
+    }
+    let range = "{ field = \"minutes\", min = 2, max = 1 }";
+    let found = refused("{ field = \"carrier\", equals = \"AA\" }", range);
+    assert_eq!(found, "features.toml:18: key `min`: `2.0` is above `max`");
+}
+
+#[test]
 fn keys_of_different_views_and_values_differ() {
     let definitions = parse(DEFINITIONS);
     let service = definitions.service("delay").unwrap();

@@ -138,13 +138,48 @@ impl Tiling {
     }
 }
 
-/// `where = { field = …, equals = … }`
+/// `where = { field = …, … }`
 #[derive(Clone, Debug, PartialEq)]
 pub struct Filter {
     /// Source index of the field
     pub field: usize,
-    /// What it must equal; a null never does
-    pub equals: Value,
+    /// What its value must be
+    pub test: Test,
+}
+
+/// What a filter asks of a value; null never passes.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Test {
+    /// `equals = …`
+    Equals(Value),
+    /// `in = […]`: one of these
+    In(Vec<Value>),
+    /// `min = …`, `max = …`: a number within both, themselves included
+    Within {
+        /// The smallest, of the field's type
+        min: Option<Value>,
+        /// The largest, of the field's type
+        max: Option<Value>,
+    },
+}
+
+impl Test {
+    /// Whether a value of the field passes.
+    pub fn passes(&self, value: &Value) -> bool {
+        match self {
+            Self::Equals(wanted) => value == wanted,
+            Self::In(wanted) => wanted.contains(value),
+            Self::Within { min, max } => {
+                let reaches = |low: &Value, high: &Value| match (low, high) {
+                    (Value::Int(low), Value::Int(high)) => low <= high,
+                    (Value::Float(low), Value::Float(high)) => low <= high,
+                    _ => false,
+                };
+                min.as_ref().is_none_or(|min| reaches(min, value))
+                    && max.as_ref().is_none_or(|max| reaches(value, max))
+            }
+        }
+    }
 }
 
 /// A field whose non-null values are counted and added up.
@@ -329,10 +364,26 @@ pub enum Aggregate {
 }
 
 impl Filter {
-    /// As a sentence: `late = true`.
+    /// As a sentence: `late = true`, `carrier in ["AA","UA"]`, `15.0 <= delay <= 60.0`.
     pub fn describe(&self, source: &Source) -> String {
         let field = &source.fields[self.field].name;
-        format!("{field} = {}", self.equals.to_json())
+        let bound = |value: &Value| value.to_json().to_string();
+        match &self.test {
+            Test::Equals(wanted) => format!("{field} = {}", wanted.to_json()),
+            Test::In(wanted) => {
+                let wanted: Vec<_> = wanted.iter().map(Value::to_json).collect();
+                format!("{field} in {}", serde_json::Value::from(wanted))
+            }
+            Test::Within { min, max } => {
+                let low = min
+                    .as_ref()
+                    .map_or(String::new(), |min| bound(min) + " <= ");
+                let high = max
+                    .as_ref()
+                    .map_or(String::new(), |max| format!(" <= {}", bound(max)));
+                format!("{low}{field}{high}")
+            }
+        }
     }
 }
 
@@ -399,8 +450,11 @@ impl View {
 
     /// Whether the filter lets an event of the view's source through.
     pub(crate) fn passes(&self, event: &Event) -> bool {
-        let equals = |filter: &Filter| event.values.get(filter.field) == Some(&filter.equals);
-        self.filter.as_ref().is_none_or(equals)
+        let passes = |filter: &Filter| {
+            let value = event.values.get(filter.field);
+            value.is_some_and(|value| filter.test.passes(value))
+        };
+        self.filter.as_ref().is_none_or(passes)
     }
 
     /// The key with these values, one for each of `keys`; `None` where one is null or absent.

@@ -84,14 +84,21 @@ pub(super) struct ViewText {
     pub(super) features: Spanned<Vec<Spanned<AggregateText>>>,
 }
 
-/// `where = { field = "late", equals = true }`
+/// `where = { field = "late", equals = true }`: one of `equals`, `in`, and a range. Null never passes.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct FilterText {
-    /// A field of the source (`bool`, `int` or `string`).
+    /// A field of the source: `bool`, `int` or `string`; for a range `int` or `float`.
     pub(super) field: Text,
     /// The value that it must have.
-    pub(super) equals: Spanned<toml::Value>,
+    pub(super) equals: Option<Spanned<toml::Value>>,
+    /// The values of which it must have one, such as `["AA", "UA"]`.
+    #[serde(rename = "in")]
+    pub(super) one_of: Option<Spanned<Vec<Spanned<toml::Value>>>>,
+    /// The smallest number that passes.
+    pub(super) min: Option<Spanned<toml::Value>>,
+    /// The largest number that passes.
+    pub(super) max: Option<Spanned<toml::Value>>,
 }
 
 /// One of a view's features, in each of its windows or as of the newest event: exactly one key beside

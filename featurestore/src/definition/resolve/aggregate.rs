@@ -257,7 +257,8 @@ enum OfField {
     Distinct,
 }
 
-const NUMBERS: [FieldType; 2] = [FieldType::Int, FieldType::Float];
+/// Types that can be added up.
+pub(super) const NUMBERS: [FieldType; 2] = [FieldType::Int, FieldType::Float];
 
 impl OfField {
     fn as_str(self) -> &'static str {

@@ -3,13 +3,15 @@
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
+use toml::Spanned;
 
 use super::super::written::{FilterText, Text, ViewText};
 use super::super::{
-    Decay, DefinitionError, Filter, Meaning, MeasureKind, Source, Summary, View, WINDOW_TILES,
-    WINDOWS_MAX, Window, WindowKind, parse_duration_ms,
+    Decay, DefinitionError, Filter, Meaning, MeasureKind, Source, Summary, Test, View,
+    WINDOW_TILES, WINDOWS_MAX, Window, WindowKind, parse_duration_ms,
 };
 use super::Resolver;
+use super::aggregate::NUMBERS;
 use crate::value::{Field, FieldType, Value};
 
 /// How long windows and half-lives may be: a minute to 90 days.
@@ -123,20 +125,84 @@ impl Resolver<'_> {
     }
 
     fn filter(&self, written: &FilterText, source: &Source) -> Result<Filter, DefinitionError> {
-        let field = self.typed("field", &written.field, source, &KEY_TYPES)?;
-        let equals = match written.equals.get_ref() {
-            toml::Value::Boolean(flag) => Value::Bool(*flag),
-            toml::Value::Integer(number) => Value::Int(*number),
-            toml::Value::String(text) => Value::String(text.as_str().into()),
-            other => {
-                let problem = format!("`{other}` is not a bool, int or string");
-                return Err(self.error("equals", &written.equals, problem));
+        let within = written.min.is_some() || written.max.is_some();
+        let types = if within { &NUMBERS[..] } else { &KEY_TYPES };
+        let field = self.typed("field", &written.field, source, types)?;
+        let own = &source.fields[field];
+        let test = match (&written.equals, &written.one_of, within) {
+            (Some(wanted), None, false) => Test::Equals(self.operand("equals", wanted, own)?),
+            (None, Some(wanted), false) => Test::In(self.operands(wanted, own)?),
+            (None, None, true) => self.within(written, own)?,
+            _ => {
+                let problem = "a filter has `equals`, or `in`, or `min` or `max` or both";
+                return Err(self.error("where", &written.field, problem));
             }
         };
-        source.fields[field]
-            .check(&equals)
-            .map_err(|problem| self.error("equals", &written.equals, problem.to_string()))?;
-        Ok(Filter { field, equals })
+        Ok(Filter { field, test })
+    }
+
+    fn operands(
+        &self,
+        written: &Spanned<Vec<Spanned<toml::Value>>>,
+        field: &Field,
+    ) -> Result<Vec<Value>, DefinitionError> {
+        let mut values = Vec::new();
+        for one in written.get_ref() {
+            let value = self.operand("in", one, field)?;
+            if values.contains(&value) {
+                let problem = format!("`{}` is listed twice", value.to_json());
+                return Err(self.error("in", one, problem));
+            }
+            values.push(value);
+        }
+        if values.is_empty() {
+            return Err(self.error("in", written, "is empty"));
+        }
+        Ok(values)
+    }
+
+    fn within(&self, written: &FilterText, field: &Field) -> Result<Test, DefinitionError> {
+        let bound = |key, bound: &Option<Spanned<toml::Value>>| {
+            let bound = bound.as_ref();
+            bound
+                .map(|bound| self.operand(key, bound, field))
+                .transpose()
+        };
+        let (min, max) = (bound("min", &written.min)?, bound("max", &written.max)?);
+        let low = min.clone();
+        let test = Test::Within { min, max };
+        match (&written.min, low) {
+            (Some(at), Some(low)) if !test.passes(&low) => {
+                let problem = format!("`{}` is above `max`", low.to_json());
+                Err(self.error("min", at, problem))
+            }
+            _ => Ok(test),
+        }
+    }
+
+    /// A value that a filter compares with its field.
+    fn operand(
+        &self,
+        key: &str,
+        written: &Spanned<toml::Value>,
+        field: &Field,
+    ) -> Result<Value, DefinitionError> {
+        let value = match (written.get_ref(), field.ty) {
+            (toml::Value::Boolean(flag), _) => Value::Bool(*flag),
+            // `15` is a float where one is wanted.
+            (toml::Value::Integer(number), FieldType::Float) => Value::Float(*number as f64),
+            (toml::Value::Integer(number), _) => Value::Int(*number),
+            (toml::Value::Float(number), _) => Value::Float(*number),
+            (toml::Value::String(text), _) => Value::String(text.as_str().into()),
+            (other, _) => {
+                let problem = format!("`{other}` is not a bool, number or string");
+                return Err(self.error(key, written, problem));
+            }
+        };
+        match field.check(&value) {
+            Ok(()) => Ok(value),
+            Err(problem) => Err(self.error(key, written, problem.to_string())),
+        }
     }
 
     /// The index of the source's field that `written` names, if it has one of `types`.
@@ -164,7 +230,21 @@ impl Resolver<'_> {
 }
 
 /// Types with an exact equality.
-pub(super) const KEY_TYPES: [FieldType; 3] = [FieldType::Bool, FieldType::Int, FieldType::String];
+const KEY_TYPES: [FieldType; 3] = [FieldType::Bool, FieldType::Int, FieldType::String];
+
+/// A filter's test in the layout. That of `equals` is the bare value, as it was when there was no other.
+fn asked(test: &Test) -> serde_json::Value {
+    let json = |bound: &Option<Value>| bound.as_ref().map(Value::to_json);
+    match test {
+        Test::Equals(wanted) => wanted.to_json(),
+        Test::In(wanted) => {
+            let mut wanted: Vec<_> = wanted.iter().map(Value::to_json).collect();
+            wanted.sort_by_key(serde_json::Value::to_string);
+            serde_json::json!({ "in": wanted })
+        }
+        Test::Within { min, max } => serde_json::json!({ "min": json(min), "max": json(max) }),
+    }
+}
 
 /// First 8 bytes of the SHA-256 over all that decides what a state holds. The TTL and the choice
 /// and order of features read from the same state are not part of it.
@@ -191,7 +271,7 @@ fn layout_id(view: &View) -> u64 {
         "source": &*view.source.name,
         "keys": view.key_fields.iter().map(field).collect::<Vec<_>>(),
         "tiles_ms": view.windows.iter().map(tiles).collect::<Vec<_>>(),
-        "where": filter.map(|filter| (field(&filter.field), filter.equals.to_json())),
+        "where": filter.map(|filter| (field(&filter.field), asked(&filter.test))),
         "measures": measures,
         "last": view.last_fields.iter().map(field).collect::<Vec<_>>(),
     });
