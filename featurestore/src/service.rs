@@ -219,6 +219,12 @@ impl Service {
         Ok(())
     }
 
+    /// The request fields that are keys of needed views, in the order of the request.
+    pub fn key_fields(&self) -> impl Iterator<Item = usize> {
+        let is_key = |field: &usize| self.view_keys.iter().flatten().any(|key| key == field);
+        (0..self.request.len()).filter(is_key)
+    }
+
     /// Whether `request` has a fitting value for each request field.
     pub fn check_request(&self, request: &[Value]) -> Result<(), RequestError> {
         if request.len() != self.request.len() {

@@ -3,11 +3,12 @@
 //! Rows that agree in a view's key share one state, and one reading of it: its windows are found once
 //! for all of its features. Nothing is copied out of a state until a feature is asked for.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use crate::definition::{View, ViewKey};
 use crate::value::Value;
-use crate::window::{Feature, Reading, Status, ViewState};
+use crate::window::{Reading, Status, ViewState};
 
 /// The rows that are asked of one view.
 #[derive(Clone, Debug)]
@@ -77,12 +78,18 @@ impl ViewRows {
 
     /// The states at a time.
     pub fn readings(&self, at_ms: i64) -> Readings<'_> {
+        self.read(|state| state.reading(&self.view, at_ms))
+    }
+
+    /// The same, however old they are: nothing is `OutsideMaxAge`.
+    pub fn readings_of_any_age(&self, at_ms: i64) -> Readings<'_> {
+        self.read(|state| state.reading(&self.view, at_ms).of_any_age())
+    }
+
+    fn read<'a>(&'a self, read: impl Fn(&'a ViewState) -> Reading<'a>) -> Readings<'a> {
+        let states = self.states.iter();
         Readings {
-            states: self
-                .states
-                .iter()
-                .map(|state| Some(state.as_ref()?.reading(&self.view, at_ms)))
-                .collect(),
+            states: states.map(|state| state.as_deref().map(&read)).collect(),
         }
     }
 }
@@ -92,23 +99,29 @@ pub struct Readings<'a> {
     states: Vec<Option<Reading<'a>>>,
 }
 
-impl Readings<'_> {
-    /// One feature, by its index in the view, of every slot.
-    pub fn feature(&self, index: usize) -> impl ExactSizeIterator<Item = Feature> {
-        self.states.iter().map(move |reading| match reading {
-            Some(reading) => reading.feature(index),
-            None => Feature::missing(Status::NotFound, 0),
-        })
+impl<'a> Readings<'a> {
+    /// One feature, by its index in the view, of every slot in its own type, as `ViewState::value` has
+    /// it but borrowed.
+    pub fn values(
+        &self,
+        index: usize,
+    ) -> impl ExactSizeIterator<Item = (Cow<'a, Value>, Status, i64)> {
+        self.states
+            .iter()
+            .map(move |state| value(state.as_ref(), index))
     }
 
     /// One feature of one slot in its own type, as `ViewState::value` gives it.
     pub fn value(&self, slot: usize, index: usize) -> (Value, Status, i64) {
-        match self.states.get(slot).and_then(Option::as_ref) {
-            Some(reading) => {
-                let (value, status, event_ms) = reading.value(index);
-                (value.into_owned(), status, event_ms)
-            }
-            None => (Value::Null, Status::NotFound, 0),
-        }
+        let state = self.states.get(slot).and_then(Option::as_ref);
+        let (value, status, event_ms) = value(state, index);
+        (value.into_owned(), status, event_ms)
+    }
+}
+
+fn value<'a>(state: Option<&Reading<'a>>, index: usize) -> (Cow<'a, Value>, Status, i64) {
+    match state {
+        Some(reading) => reading.value(index),
+        None => (Cow::Owned(Value::Null), Status::NotFound, 0),
     }
 }

@@ -18,6 +18,7 @@ use registry::ModelName;
 use crate::admission::InFlight;
 use crate::breaker::BreakerRules;
 use crate::clock::ClockMode;
+use crate::feast::FeastRules;
 use crate::prepare::TrialLimits;
 use crate::table::Seats;
 
@@ -82,6 +83,7 @@ pub(crate) struct ServeConfig {
     pub security: Security,
     pub limits: Limits,
     pub clock: ClockMode,
+    pub feast: FeastRules,
     pub serving_threads: NonZeroUsize,
     pub pool: PoolConfig,
     pub breaker: BreakerRules,
@@ -296,6 +298,9 @@ impl ServeConfig {
             security,
             limits: file.limits(),
             clock: file.clock.mode,
+            feast: FeastRules {
+                compat: file.feast.compat,
+            },
             serving_threads: args
                 .serving_threads
                 .or(file.serving.threads)

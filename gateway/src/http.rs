@@ -6,6 +6,7 @@
 mod body;
 mod describe;
 mod encoding;
+mod feast;
 mod infer;
 mod repository;
 mod routes;
@@ -47,6 +48,7 @@ type Answer = Response<Full<Bytes>>;
 /// A request whose body is still to be read.
 struct Received<'r> {
     headers: &'r HeaderMap,
+    query: Option<&'r str>,
     body: Incoming,
     arrived: Instant,
 }
@@ -59,6 +61,7 @@ pub(crate) async fn respond(desk: Arc<Desk>, request: Request<Incoming>) -> Answ
     let answered = unwinding(async {
         let received = Received {
             headers: &head.headers,
+            query: head.uri.query(),
             body,
             arrived,
         };
@@ -130,6 +133,10 @@ async fn answer(
         }
         Endpoint::Events => events(core, matched.name(), received).await?,
         Endpoint::Labels => labels(core, received).await?,
+        Endpoint::Feast(route) => {
+            let answered = feast::answer(desk, route, received).await;
+            answered.map_err(Refusal::for_feast)?
+        }
     })
 }
 

@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use featurestore::{
-    Event, EventError, IngestError, Ingested, Label, LabelsIngested, PredictionKey, Source, time_ms,
+    Event, EventError, FeatureStore, IngestError, Ingested, Label, LabelsIngested, PredictionKey,
+    Source, time_ms,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -72,6 +73,16 @@ pub(crate) async fn events(
         .source(source)
         .ok_or_else(|| IngestRefusal::UnknownSource(source.chars().take(64).collect()))?;
     let events = parse_events(source, body, core.limits.rows_max, now_ms)?;
+    write(core, store, events, now_ms).await
+}
+
+/// Writes events that arrived at `now_ms`; returns once they are on disk.
+pub(crate) async fn write(
+    core: &Core,
+    store: &FeatureStore,
+    events: Vec<Event>,
+    now_ms: i64,
+) -> Result<Ingested, IngestRefusal> {
     if events.is_empty() {
         return Ok(Ingested::default());
     }

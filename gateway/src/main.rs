@@ -15,6 +15,7 @@ mod config;
 mod control;
 mod cost;
 mod execute;
+mod feast;
 mod features;
 mod grpc;
 mod http;

@@ -65,15 +65,18 @@ pub(crate) enum Operation {
     Infer,
     Events,
     Labels,
+    /// Feature values by themselves, as Feast asks for them.
+    Features,
     /// Health, metadata, and what is no route at all.
     Other,
 }
 
 impl Operation {
-    const ALL: [(Self, &'static str); 4] = [
+    const ALL: [(Self, &'static str); 5] = [
         (Self::Infer, "infer"),
         (Self::Events, "events"),
         (Self::Labels, "labels"),
+        (Self::Features, "features"),
         (Self::Other, "other"),
     ];
 }

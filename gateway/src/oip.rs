@@ -18,6 +18,7 @@ mod parameters;
 mod raw;
 mod request;
 mod response;
+mod scalar;
 
 use std::num::NonZeroUsize;
 use std::time::Duration;
@@ -26,12 +27,15 @@ use engine::Tensor;
 
 pub(crate) use binary::decode_raw;
 pub(crate) use classify::{ClassifyError, classify};
+pub(crate) use json::{Cursor, JsonError};
 pub(crate) use metadata::{PLATFORM, model_config, model_metadata, server_metadata, takes_batches};
+pub(crate) use number::Number;
 pub(crate) use pairs::{Pair, Pairs, decode_pairs};
 pub(crate) use parameters::{Parameter, ParameterError};
 pub(crate) use raw::{raw_size, read_raw, write_raw};
 pub(crate) use request::{DecodeError, decode, decode_binary};
 pub(crate) use response::{EncodeError, Encoded, Response, ResponseOutput, encode};
+pub(crate) use scalar::{write_float, write_integer, write_string};
 
 /// A tensor by its name in the request.
 #[derive(Clone, Debug, PartialEq)]

@@ -19,6 +19,7 @@ use crate::clock::Clock;
 use crate::cold::ColdReads;
 use crate::config::{FileModel, Limits, Security, ServeConfig, ServeRules};
 use crate::control::{ControlOptions, ControlThread};
+use crate::feast::FeastRules;
 use crate::features::Reader;
 use crate::grpc::GrpcThread;
 use crate::listener::{self, Connections, DataPlane};
@@ -59,6 +60,7 @@ pub(crate) struct Core {
     pub store: Option<FeatureStore>,
     pub cold: ColdReads,
     pub metrics: Arc<Metrics>,
+    pub feast: FeastRules,
     pub connections: Connections,
     /// Set once, before anything listens.
     pub repository: OnceLock<Repository>,
@@ -253,6 +255,7 @@ pub(crate) fn assemble(
         store,
         cold,
         metrics,
+        feast: config.feast,
         connections: Connections::default(),
         repository: OnceLock::new(),
         draining: AtomicBool::new(false),

@@ -491,6 +491,18 @@ impl View {
             .any(|ty| ty != FieldType::Bool)
     }
 
+    /// Source indices of the fields that its states are made of: keys, filter, measures, kept values.
+    pub fn fields_read(&self) -> impl Iterator<Item = usize> {
+        let keys = self.key_fields.iter().copied();
+        let filter = self.filter.iter().map(|filter| filter.field);
+        let measures = self.measures.iter().map(|measure| measure.field);
+        let summaries = self.summaries.iter().map(|summary| summary.field);
+        let decays = self.decays.iter().filter_map(|decay| decay.field);
+        let last = self.last_fields.iter().copied();
+        let tiled = measures.chain(summaries).chain(decays);
+        keys.chain(filter).chain(tiled).chain(last)
+    }
+
     /// The index of the feature of that name.
     pub fn feature(&self, name: &str) -> Option<usize> {
         self.features

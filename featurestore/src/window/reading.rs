@@ -19,6 +19,7 @@ use crate::value::{FieldType, Value};
 pub(crate) struct Reading<'a> {
     state: &'a ViewState,
     view: &'a View,
+    ttl_ms: Option<i64>,
     at_ms: i64,
     /// Start and end in `state.tiles`, for each window
     covered: [(u16, u16); WINDOWS_MAX],
@@ -47,8 +48,17 @@ impl<'a> Reading<'a> {
         Self {
             state,
             view,
+            ttl_ms: view.ttl_ms,
             at_ms,
             covered,
+        }
+    }
+
+    /// The same without the view's TTL.
+    pub(crate) fn of_any_age(self) -> Self {
+        Self {
+            ttl_ms: None,
+            ..self
         }
     }
 
@@ -118,7 +128,7 @@ impl<'a> Reading<'a> {
             return Err(Feature::missing(Status::NotFound, 0));
         };
         let age_ms = self.at_ms.saturating_sub(latest.event_ms);
-        if self.view.ttl_ms.is_some_and(|ttl_ms| age_ms > ttl_ms) {
+        if self.ttl_ms.is_some_and(|ttl_ms| age_ms > ttl_ms) {
             return Err(Feature::missing(Status::OutsideMaxAge, latest.event_ms));
         }
         Ok((feature, latest.event_ms))

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use crate::flights::{DEFINITIONS, MINUTE_MS, START_MS, Traffic, open};
 use featurestore::{
-    Definitions, FeatureOrigin, FeatureStore, Service, Status, StoreOptions, Value, ViewKeys,
-    ViewRows,
+    Definitions, FeatureOrigin, FeatureStore, Readings, Service, Status, StoreOptions, Value,
+    ViewKeys, ViewRows,
 };
 use rand::Rng;
 
@@ -59,15 +59,18 @@ fn views_read_by_themselves_equal_the_rows_of_a_service() {
                     continue;
                 };
                 let view = &views[at.view];
-                let of_slots: Vec<_> = view.readings(now_ms).feature(at.feature).collect();
+                let readings = view.readings(now_ms);
+                let of_slots: Vec<_> = readings.values(at.feature).collect();
                 assert_eq!(view.slots().len(), rows.len());
                 for (row, &slot) in rows.iter().zip(view.slots()) {
-                    let found = of_slots[slot];
+                    let (value, status, event_ms) = &of_slots[slot];
                     assert_eq!(view.as_of_seq, row.as_of_seq);
-                    assert_eq!(found.status, row.statuses[column], "{}", feature.name);
-                    assert_eq!(found.event_ms, row.event_times_ms[column]);
-                    if found.status == Status::Present && feature.clip.is_none() {
-                        assert_eq!(found.value.to_bits(), row.values[column].to_bits());
+                    assert_eq!(*status, row.statuses[column], "{}", feature.name);
+                    assert_eq!(*event_ms, row.event_times_ms[column]);
+                    assert_eq!(value.is_null(), *status != Status::Present);
+                    if feature.clip.is_none() {
+                        let value = value.as_f64().map_or(f32::NAN, |value| value as f32);
+                        assert_eq!(value.to_bits(), row.values[column].to_bits());
                     }
                 }
             }
@@ -93,7 +96,7 @@ fn rows_that_follow_one_another_share_a_state() {
     assert_eq!(found[0].slots(), [0, 0, 1, 1, 2]);
     let status = |index: usize| {
         let readings = found[0].readings(START_MS);
-        readings.feature(0).nth(index).unwrap().status
+        readings.values(0).nth(index).unwrap().1
     };
     assert_eq!(status(1), Status::NotFound);
     // A column too few, and rows that no column has: nothing is known of them.
@@ -103,7 +106,37 @@ fn rows_that_follow_one_another_share_a_state() {
     };
     let found = store.read_views(&[none], 2).unwrap();
     let readings = found[0].readings(START_MS);
-    let known: Vec<_> = readings.feature(0).map(|one| one.status).collect();
+    let known: Vec<_> = readings.values(0).map(|one| one.1).collect();
     assert_eq!(known, [Status::NotFound]);
     assert!(store.read_views(&[], 3).unwrap().is_empty());
+}
+
+#[test]
+fn a_value_older_than_the_ttl_is_read_where_its_age_does_not_matter() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    let mut traffic = Traffic::new(37);
+    let events = (0..20).map(|_| traffic.departure(START_MS)).collect();
+    store.ingest_events_blocking(events, START_MS).unwrap();
+    let view = store.definitions().view("aircraft").unwrap();
+    let tails: Vec<_> = (1..8)
+        .map(|k| Value::String(format!("N{k}").into()))
+        .collect();
+    let asked = [ViewKeys {
+        view,
+        columns: vec![&tails],
+    }];
+    let found = &store.read_views(&asked, tails.len()).unwrap()[0];
+    let read = |readings: Readings<'_>| -> Vec<_> {
+        let slots = 0..tails.len();
+        slots.map(|slot| readings.value(slot, 0)).collect()
+    };
+    let at_ms = START_MS + 2 * 24 * 60 * MINUTE_MS;
+    let (young, old) = (read(found.readings(START_MS)), read(found.readings(at_ms)));
+    assert!(young.iter().any(|one| one.1 == Status::Present));
+    assert!(
+        old.iter()
+            .all(|one| matches!(one.1, Status::OutsideMaxAge | Status::NotFound))
+    );
+    assert_eq!(read(found.readings_of_any_age(at_ms)), young);
 }

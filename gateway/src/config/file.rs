@@ -44,6 +44,7 @@ pub(super) struct GatewayFile {
     pub recorder: RecorderFile,
     pub shadow: ShadowFile,
     pub clock: ClockFile,
+    pub feast: FeastFile,
     pub trainer: TrainerFile,
     pub prepare: PrepareFile,
     pub repository: RepositoryFile,
@@ -55,6 +56,15 @@ pub(super) struct GatewayFile {
 pub(super) struct ClockFile {
     /// `live`, or `replay`: requests bring their time. Default `live`.
     pub mode: ClockMode,
+}
+
+/// `[feast]`: Feast's routes.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct FeastFile {
+    /// Follow Feast where it is wrong: a value that is null or older than its view's TTL is `PRESENT`,
+    /// a time is a number of seconds. Default false.
+    pub compat: bool,
 }
 
 /// `[trainer]`.

@@ -48,7 +48,7 @@ pub(super) async fn infer(
 }
 
 /// The bytes that a body is counted with until it is read: those that its head says, else a guess.
-fn bytes_said(body: &Incoming) -> usize {
+pub(super) fn bytes_said(body: &Incoming) -> usize {
     const GUESS: usize = 64 << 10;
     let said = body.size_hint().exact();
     said.map_or(GUESS, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX))

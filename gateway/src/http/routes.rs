@@ -6,8 +6,10 @@
 use hyper::http::request::Parts;
 use registry::ModelName;
 
+use super::feast::FeastRoute;
 use super::status::Refusal;
 use crate::access::{Access, Gate};
+use crate::feast::Materialize;
 use crate::keys::Scope;
 use crate::metrics::Operation;
 use crate::route::Target;
@@ -34,6 +36,7 @@ pub(crate) enum Endpoint {
     LogUpdate,
     Events,
     Labels,
+    Feast(FeastRoute),
 }
 
 impl Endpoint {
@@ -43,6 +46,7 @@ impl Endpoint {
             Self::Infer => Operation::Infer,
             Self::Events => Operation::Events,
             Self::Labels => Operation::Labels,
+            Self::Feast(route) => route.operation(),
             _ => Operation::Other,
         }
     }
@@ -84,6 +88,12 @@ pub(crate) const ROUTES: &[Route<Endpoint>] = &[
     Route::post("v2/logging", ADMIN, Endpoint::LogUpdate),
     Route::post("v1/events/{name}", WRITE, Endpoint::Events),
     Route::post("v1/labels", WRITE, Endpoint::Labels),
+    Route::post("get-online-features", PREDICT, Endpoint::Feast(FeastRoute::OnlineFeatures)),
+    Route::post("push", WRITE, Endpoint::Feast(FeastRoute::Push)),
+    Route::post("write-to-online-store", WRITE, Endpoint::Feast(FeastRoute::Write)),
+    Route::post("materialize", WRITE, Endpoint::Feast(FeastRoute::Materialize(Materialize::Range))),
+    Route::post("materialize-incremental", WRITE, Endpoint::Feast(FeastRoute::Materialize(Materialize::Incremental))),
+    Route::get("health", OPEN, Endpoint::Feast(FeastRoute::Health)),
 ];
 
 /// A route whose caller was let in, and what its path names.
@@ -129,7 +139,15 @@ pub(super) fn enter<'p>(gate: &Gate, head: &'p Parts) -> (Operation, Result<Matc
         Ok(found) => {
             let operation = found.route.to.operation();
             let passed = gate.pass(&head.headers, found.route.access);
-            let entered = passed.map(|_| Matched(found)).map_err(Refusal::from);
+            let is_feast = matches!(found.route.to, Endpoint::Feast(_));
+            let entered = passed.map(|_| Matched(found)).map_err(|denied| {
+                let refusal = Refusal::from(denied);
+                if is_feast {
+                    refusal.for_feast()
+                } else {
+                    refusal
+                }
+            });
             (operation, entered)
         }
     }

@@ -1,6 +1,7 @@
 //! The one place that knows HTTP's status codes: every cause, its status and its metric's outcome.
 //!
-//! A body is always `{"error": …}`: a sentence for the caller, without paths or internals.
+//! A body is `{"error": …}`: a sentence for the caller, without paths or internals. On Feast's routes it
+//! is what Feast's client raises again: a JSON string that holds module, class and message in JSON.
 
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use super::encoding::{self, CodingError};
 use crate::access::{CHALLENGE, Denied};
 use crate::admission::{Limit, Overloaded, RETRY_AFTER_S};
 use crate::execute::ExecuteError;
+use crate::feast::{FeastError, SchemaError};
 use crate::ingest::IngestRefusal;
 use crate::metrics::Outcome;
 use crate::oip::DecodeError;
@@ -33,22 +35,62 @@ const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
 #[derive(Debug)]
 pub(crate) struct Refusal {
     status: StatusCode,
-    message: String,
+    message: Box<str>,
     header: Option<(HeaderName, HeaderValue)>,
     /// Milliseconds, for callers that can wait for less than a second.
     retry_after_ms: Option<u64>,
     /// The rest of the request is not read, so nothing may follow it.
     close: bool,
+    /// `None`: our own. Boxed, since it is rare and every answer has room for a refusal.
+    form: Option<Box<Form>>,
+}
+
+/// How else a body says the message.
+#[derive(Debug)]
+enum Form {
+    /// As an error of that class of `feast.errors`.
+    Feast(&'static str),
+    /// As FastAPI says that a body has another shape.
+    Schema(SchemaError),
 }
 
 impl Refusal {
-    fn new(status: StatusCode, message: impl Into<String>) -> Self {
+    fn new(status: StatusCode, message: impl Into<Box<str>>) -> Self {
         Self {
             status,
             message: message.into(),
             header: None,
             retry_after_ms: None,
             close: false,
+            form: None,
+        }
+    }
+
+    /// For a caller of Feast's routes.
+    pub(super) fn for_feast(mut self) -> Self {
+        if self.form.is_none() {
+            self.form = Some(Box::new(Form::Feast(match self.status {
+                StatusCode::FORBIDDEN => "FeastPermissionError",
+                _ => "FeastError",
+            })));
+        }
+        self
+    }
+
+    fn body(&self) -> String {
+        let message = &self.message;
+        match self.form.as_deref() {
+            None => json!({"error": message}).to_string(),
+            Some(Form::Feast(class)) => {
+                let error = json!({"module": "feast.errors", "class": class, "message": message});
+                json!(error.to_string()).to_string()
+            }
+            Some(Form::Schema(error)) => {
+                let loc: Vec<_> = std::iter::once("body").chain(error.at).collect();
+                let problem =
+                    json!({"type": error.kind, "loc": loc, "msg": error.message, "input": null});
+                json!({"detail": [problem]}).to_string()
+            }
         }
     }
 
@@ -114,8 +156,7 @@ impl Refusal {
 
     pub(super) fn into_response(self) -> (Response<Full<Bytes>>, Outcome) {
         let outcome = self.outcome();
-        let body = json!({"error": self.message}).to_string();
-        let mut response = Response::new(Full::new(Bytes::from(body)));
+        let mut response = Response::new(Full::new(Bytes::from(self.body())));
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -304,6 +345,36 @@ impl From<RepositoryError> for Refusal {
                 tracing::error!(error = message, "registry failed");
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, "the registry failed")
             }
+        }
+    }
+}
+
+impl From<FeastError> for Refusal {
+    fn from(error: FeastError) -> Self {
+        let (message, class) = (error.to_string(), error.class());
+        let refusal = match error {
+            FeastError::Schema(error) => {
+                let mut refusal = Self::new(StatusCode::UNPROCESSABLE_ENTITY, message);
+                refusal.form = Some(Box::new(Form::Schema(error)));
+                return refusal;
+            }
+            FeastError::Ingest(refusal) => refusal.into(),
+            FeastError::Read(error) => {
+                tracing::warn!(%error, "features not read");
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, message).retry_after(RETRY_AFTER_S)
+            }
+            FeastError::PushSource(_) => Self::new(StatusCode::UNPROCESSABLE_ENTITY, message),
+            FeastError::NoStore
+            | FeastError::View(_)
+            | FeastError::ViewVersion { .. }
+            | FeastError::Feature { .. }
+            | FeastError::Service(_)
+            | FeastError::RequestData { .. } => Self::new(StatusCode::NOT_FOUND, message),
+            _ => Self::new(StatusCode::BAD_REQUEST, message),
+        };
+        Self {
+            form: Some(Box::new(Form::Feast(class))),
+            ..refusal
         }
     }
 }

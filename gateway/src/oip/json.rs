@@ -278,7 +278,7 @@ impl<'a> Cursor<'a> {
     /// What `read` makes of a short number, which is then passed over; `None`, and nothing passed over,
     /// where the next token is none or `read` is not sure of it. What comes before it is not skipped.
     #[inline(always)]
-    pub(crate) fn short_number<T>(&mut self, read: impl Fn(&Short) -> Option<T>) -> Option<T> {
+    pub(super) fn short_number<T>(&mut self, read: impl Fn(&Short) -> Option<T>) -> Option<T> {
         let short = Short::scan(self.bytes.get(self.at..)?.first_chunk()?)?;
         let value = read(&short)?;
         self.at += short.length;

@@ -40,6 +40,11 @@ impl<'a> Number<'a> {
         std::str::from_utf8(self.text).expect("a number is ASCII")
     }
 
+    /// Whether it is the token `NaN`.
+    pub(crate) fn is_nan(&self) -> bool {
+        self.text == b"NaN"
+    }
+
     /// Not more of it than an error may repeat.
     pub(crate) fn shown(&self) -> String {
         self.text().chars().take(32).collect()

@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use super::half::{BF16, FP16};
 use super::raw::{raw_size, write_raw};
+use super::scalar::{write_float, write_integer, write_string};
 
 /// What a response says, borrowed from the answer.
 pub(crate) struct Response<'a> {
@@ -64,12 +65,12 @@ pub(crate) fn encode(response: &Response<'_>) -> Result<Encoded, EncodeError> {
     let space: usize = response.outputs.iter().map(space).sum();
     let mut out = Vec::with_capacity(320 + space);
     out.extend_from_slice(b"{\"model_name\":");
-    string(&mut out, response.model);
+    write_string(&mut out, response.model);
     out.extend_from_slice(b",\"model_version\":");
-    string(&mut out, response.version);
+    write_string(&mut out, response.version);
     if let Some(id) = response.id {
         out.extend_from_slice(b",\"id\":");
-        string(&mut out, id);
+        write_string(&mut out, id);
     }
     parameters(&mut out, response);
     out.extend_from_slice(b",\"outputs\":[");
@@ -99,23 +100,23 @@ fn parameters(out: &mut Vec<u8>, response: &Response<'_>) {
     let mut separator: &[u8] = b",\"parameters\":{";
     let mut key = |out: &mut Vec<u8>, name: &str| {
         out.extend_from_slice(std::mem::replace(&mut separator, b","));
-        string(out, name);
+        write_string(out, name);
         out.push(b':');
     };
     if let Some(prediction) = response.prediction {
         key(out, "prediction_id");
         let mut text = [0; uuid::fmt::Hyphenated::LENGTH];
-        string(out, prediction.hyphenated().encode_lower(&mut text));
+        write_string(out, prediction.hyphenated().encode_lower(&mut text));
     }
     if let Some(reason) = response.fallback_reason {
         key(out, "fallback");
         out.extend_from_slice(b"true");
         key(out, "fallback_reason");
-        string(out, reason);
+        write_string(out, reason);
     }
     if let Some(status) = response.feature_status {
         key(out, "feature_status");
-        string(out, status);
+        write_string(out, status);
     }
     if separator == b"," {
         out.push(b'}');
@@ -125,14 +126,14 @@ fn parameters(out: &mut Vec<u8>, response: &Response<'_>) {
 fn output(out: &mut Vec<u8>, output: &ResponseOutput<'_>) -> Result<(), EncodeError> {
     let tensor = &*output.tensor;
     out.extend_from_slice(b"{\"name\":");
-    string(out, output.name);
+    write_string(out, output.name);
     out.extend_from_slice(b",\"datatype\":\"");
     out.extend_from_slice(tensor.datatype().as_str().as_bytes());
     out.extend_from_slice(b"\",\"shape\":[");
-    list(out, tensor.shape(), integer);
+    list(out, tensor.shape(), write_integer);
     if output.binary {
         out.extend_from_slice(b"],\"parameters\":{\"binary_data_size\":");
-        integer(out, &raw_size(tensor.data()));
+        write_integer(out, &raw_size(tensor.data()));
         out.extend_from_slice(b"}}");
         return Ok(());
     }
@@ -141,18 +142,18 @@ fn output(out: &mut Vec<u8>, output: &ResponseOutput<'_>) -> Result<(), EncodeEr
         TensorData::Bool(values) => list(out, values, |out, &value| {
             out.extend_from_slice(if value { b"true" } else { b"false" });
         }),
-        TensorData::Uint8(values) => list(out, values, integer),
-        TensorData::Uint16(values) => list(out, values, integer),
-        TensorData::Uint32(values) => list(out, values, integer),
-        TensorData::Uint64(values) => list(out, values, integer),
-        TensorData::Int8(values) => list(out, values, integer),
-        TensorData::Int16(values) => list(out, values, integer),
-        TensorData::Int32(values) => list(out, values, integer),
-        TensorData::Int64(values) => list(out, values, integer),
-        TensorData::Fp16(bits) => list(out, bits, |out, &bits| float(out, &FP16.widen(bits))),
-        TensorData::Bf16(bits) => list(out, bits, |out, &bits| float(out, &BF16.widen(bits))),
-        TensorData::Fp32(values) => list(out, values, float),
-        TensorData::Fp64(values) => list(out, values, float),
+        TensorData::Uint8(values) => list(out, values, write_integer),
+        TensorData::Uint16(values) => list(out, values, write_integer),
+        TensorData::Uint32(values) => list(out, values, write_integer),
+        TensorData::Uint64(values) => list(out, values, write_integer),
+        TensorData::Int8(values) => list(out, values, write_integer),
+        TensorData::Int16(values) => list(out, values, write_integer),
+        TensorData::Int32(values) => list(out, values, write_integer),
+        TensorData::Int64(values) => list(out, values, write_integer),
+        TensorData::Fp16(bits) => list(out, bits, |out, &bits| write_float(out, &FP16.widen(bits))),
+        TensorData::Bf16(bits) => list(out, bits, |out, &bits| write_float(out, &BF16.widen(bits))),
+        TensorData::Fp32(values) => list(out, values, write_float),
+        TensorData::Fp64(values) => list(out, values, write_float),
         TensorData::Bytes(values) => texts(out, output.name, values)?,
     }
     out.extend_from_slice(b"]}");
@@ -167,7 +168,7 @@ fn texts(out: &mut Vec<u8>, name: &str, values: &[Vec<u8>]) -> Result<(), Encode
         let text = std::str::from_utf8(value).map_err(|_| EncodeError::NotText {
             output: name.into(),
         })?;
-        string(out, text);
+        write_string(out, text);
     }
     Ok(())
 }
@@ -179,32 +180,6 @@ fn list<T>(out: &mut Vec<u8>, values: &[T], write: impl Fn(&mut Vec<u8>, &T)) {
         }
         write(out, value);
     }
-}
-
-fn integer(out: &mut Vec<u8>, value: &(impl itoa::Integer + Copy)) {
-    out.extend_from_slice(itoa::Buffer::new().format(*value).as_bytes());
-}
-
-/// The shortest text that reads back to the same bits, or the bare token of what is no number, as
-/// the protocol's other servers write it.
-fn float(out: &mut Vec<u8>, value: &(impl zmij::Float + Copy)) {
-    let mut buffer = zmij::Buffer::new();
-    out.extend_from_slice(match buffer.format(*value) {
-        "inf" => b"Infinity",
-        "-inf" => b"-Infinity",
-        text => text.as_bytes(),
-    });
-}
-
-fn string(out: &mut Vec<u8>, text: &str) {
-    let is_plain = |byte: u8| byte >= 0x20 && byte != b'"' && byte != b'\\';
-    if text.bytes().all(is_plain) {
-        out.push(b'"');
-        out.extend_from_slice(text.as_bytes());
-        out.push(b'"');
-        return;
-    }
-    serde_json::to_writer(out, text).expect("a string can be written to memory");
 }
 
 #[cfg(test)]

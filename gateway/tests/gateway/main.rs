@@ -6,6 +6,7 @@ mod conformance;
 mod dear;
 mod docs_of_faults;
 mod drain;
+mod feast;
 mod feature;
 mod files;
 mod frames;
