@@ -42,6 +42,7 @@ clients: build
 	LOOPGATE=$(BIN)/loopgate LOOPGATE_PERF_ANALYZER=$(CLIENTS)/perf_analyzer \
 		LOOPGATE_MODEL_WHEELS=$(CLIENTS)/wheels LOOPGATE_OIP_OPENAPI=$(CLIENTS)/open_inference_rest.yaml \
 		LOOPGATE_NODE_MODELS=$$(deploy/setup/node-models.sh) \
+		LOOPGATE_FEAST_PYTHON=$(CLIENTS)/venv-feast/bin/python \
 		$(CLIENTS)/venv/bin/python gateway/tests/clients/run.py
 
 build: setup

