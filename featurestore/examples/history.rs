@@ -7,7 +7,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use featurestore::{BackfillRequest, Definitions, FeatureStore, ImportRequest, StoreOptions};
+use featurestore::{
+    BackfillRequest, Definitions, FeatureStore, ImportRequest, RowsFrom, StoreOptions,
+    TrainingQuery,
+};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -36,6 +39,21 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (began, cpu) = (Instant::now(), cpu_s());
     let done = store.backfill(&request)?;
     report("backfill", done.rows, (began, cpu));
+    let query = TrainingQuery {
+        model: service.clone(),
+        service: service.clone(),
+        from_ms: 0,
+        to_ms: i64::MAX / 2,
+        known_by_ms: i64::MAX / 2,
+    };
+    let (began, cpu) = (Instant::now(), cpu_s());
+    let rows = store.recomputed_rows(&query)?;
+    report("recomputed", rows.rows() as u64, (began, cpu));
+    for features in [RowsFrom::Served, RowsFrom::Recomputed] {
+        let (began, cpu) = (Instant::now(), cpu_s());
+        let dataset = store.dataset(&query, features, &Path::new(data).join("datasets"))?;
+        report(&dataset.about.digest, dataset.about.rows, (began, cpu));
+    }
     Ok(())
 }
 

@@ -20,6 +20,7 @@ pub mod offline;
 pub mod online;
 pub mod predictions;
 pub mod project_file;
+pub mod recomputed;
 mod refold;
 pub mod service;
 pub mod travel;
@@ -40,7 +41,8 @@ pub use event::{Event, EventError, EventProblem};
 pub use join::PointInTime;
 pub use labels::{Label, LabelsIngested, Outcome, OutcomeCursor};
 pub use offline::{
-    OfflineError, RetentionOptions, TrainingQuery, TrainingSet, Upkept, training_rows,
+    Dataset, DatasetAbout, OfflineError, ReadFile, RetentionOptions, RowsFrom, TrainingQuery,
+    TrainingSet, Upkept, training_rows,
 };
 pub use online::{
     BackedUp, BackupError, Done, FeatureStore, IngestError, Ingested, OpenError, Overloaded,
@@ -48,6 +50,7 @@ pub use online::{
 };
 pub use predictions::{PredictionKey, PredictionKeyError, PredictionRecord, Role, Sealed};
 pub use project_file::{ProjectFileError, ProjectText, nearest, parse_toml, read_toml};
+pub use recomputed::RecomputeError;
 pub use service::{
     Derived, Dictionary, FeatureOrigin, FeatureRow, InView, Missing, Refused, RequestError,
     Service, ServiceFeature,

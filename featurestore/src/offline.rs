@@ -7,6 +7,7 @@
 //! gateway: a manifest is replaced as a whole, and a file that it names lies there whole, for at least
 //! the grace period longer than it is named.
 
+pub(crate) mod dataset;
 pub(crate) mod days;
 pub(crate) mod event_rows;
 pub(crate) mod label_rows;
@@ -14,7 +15,7 @@ pub(crate) mod manifest;
 pub(crate) mod place;
 pub(crate) mod segments;
 pub(crate) mod table;
-mod training;
+pub(crate) mod training;
 pub(crate) mod upkeep;
 
 use std::path::{Path, PathBuf};
@@ -22,6 +23,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+pub use self::dataset::{Dataset, DatasetAbout, ReadFile, RowsFrom};
 use self::table::Table;
 pub use self::upkeep::{RetentionOptions, Upkept};
 

@@ -41,9 +41,10 @@ use crate::event::Event;
 use crate::labels::{Label, LabelsIngested, Outcome, OutcomeCursor};
 use crate::log::seal::{prune, seal_events};
 use crate::offline::upkeep::keep_up;
-use crate::offline::{OfflineError, Upkept};
+use crate::offline::{Dataset, OfflineError, RowsFrom, TrainingQuery, TrainingSet, Upkept};
 use crate::predictions::seal::{closed_files, seal_file, seal_labels};
 use crate::predictions::{PredictionKey, PredictionRecord, Sealed, record};
+use crate::recomputed::RecomputeError;
 use crate::service::{FeatureRow, Service};
 use crate::value::Value;
 use crate::verify::{VerifyError, VerifyReport};
@@ -412,6 +413,25 @@ impl FeatureStore {
     /// store. Running it again on the same file replaces its rows.
     pub fn backfill(&self, request: &BackfillRequest) -> Result<Backfilled, HistoryError> {
         crate::backfill::recompute::backfill(&self.inner.shared, request)
+    }
+
+    /// Training rows with features as served or computed anew, written into `folder` under a name made of
+    /// their content. What the store holds of rows and labels is sealed first.
+    pub fn dataset(
+        &self,
+        query: &TrainingQuery,
+        features: RowsFrom,
+        folder: &Path,
+    ) -> Result<Dataset, RecomputeError> {
+        crate::recomputed::dataset(self, query, features, folder)
+    }
+
+    /// Training rows of the requests that were served or backfilled, with the features of `query.service`
+    /// computed anew from the events: see [`crate::recomputed`]. What the store holds of them is sealed
+    /// first.
+    pub fn recomputed_rows(&self, query: &TrainingQuery) -> Result<TrainingSet, RecomputeError> {
+        self.seal()?;
+        crate::recomputed::recomputed_rows(&self.inner.shared, query)
     }
 
     /// Recomputes a seeded sample of the rows that were answered for `model` with `service` (`name`, in

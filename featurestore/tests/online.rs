@@ -9,6 +9,8 @@ mod backup;
 mod crash;
 #[path = "online/damage.rs"]
 mod damage;
+#[path = "online/datasets.rs"]
+mod datasets;
 #[path = "online/disk.rs"]
 mod disk;
 #[path = "online/events.rs"]

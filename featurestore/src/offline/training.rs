@@ -15,6 +15,7 @@ use super::{OfflineError, TrainingQuery, TrainingSet, label_rows};
 use crate::labels::StoredLabel;
 use crate::predictions::columns::{lists, numbers, optional, texts};
 use crate::predictions::{PredictionKey, Role};
+use crate::service::Service;
 
 /// The columns of predictions that training needs.
 const COLUMNS: [&str; 7] = [
@@ -77,11 +78,11 @@ fn read_once(place: &Place, query: &TrainingQuery) -> Result<TrainingSet, Offlin
     assemble(joined)
 }
 
-type Labels = HashMap<PredictionKey, StoredLabel>;
+pub(crate) type Labels = HashMap<PredictionKey, StoredLabel>;
 
 /// The label that stood for each prediction at `known_by_ms`. A label does not arrive before its
 /// prediction is made, so earlier files are not read.
-fn known_labels(table: &Table, query: &TrainingQuery) -> Result<Labels, OfflineError> {
+pub(crate) fn known_labels(table: &Table, query: &TrainingQuery) -> Result<Labels, OfflineError> {
     let mut labels = Labels::new();
     for file in &table.manifest()?.files {
         if file.to_ms < query.from_ms || file.from_ms > query.known_by_ms {
@@ -110,19 +111,21 @@ fn known_labels(table: &Table, query: &TrainingQuery) -> Result<Labels, OfflineE
 
 /// Labelled rows of some files, in the order of the files.
 #[derive(Default)]
-struct Joined {
+pub(crate) struct Joined {
     /// Feature names and the file that they come from.
     names: Option<(Vec<String>, PathBuf)>,
     values: Vec<f32>,
-    rows: Vec<Row>,
+    rows: Vec<TrainingRow>,
 }
 
-struct Row {
-    predicted_ms: i64,
-    request_id: String,
-    prediction: PredictionKey,
-    label: f32,
-    known_ms: i64,
+/// A labelled row, but for its features.
+pub(crate) struct TrainingRow {
+    pub(crate) predicted_ms: i64,
+    pub(crate) request_id: String,
+    pub(crate) prediction: PredictionKey,
+    pub(crate) label: f32,
+    /// When the label arrived.
+    pub(crate) known_ms: i64,
 }
 
 fn join<'a>(
@@ -148,6 +151,21 @@ fn join<'a>(
 }
 
 impl Joined {
+    /// No rows yet, of a service whose features are computed here.
+    pub(crate) fn of_service(service: &Service) -> Self {
+        let names = service.feature_names().map(str::to_owned).collect();
+        Self {
+            names: Some((names, PathBuf::new())),
+            ..Self::default()
+        }
+    }
+
+    /// Adds a row with its features.
+    pub(crate) fn push(&mut self, values: &[f32], row: TrainingRow) {
+        self.values.extend_from_slice(values);
+        self.rows.push(row);
+    }
+
     fn take(
         &mut self,
         batch: &RecordBatch,
@@ -186,7 +204,7 @@ impl Joined {
                 return Err(format!("{} features in a row, {width} names", row.len()));
             }
             self.values.extend_from_slice(row);
-            self.rows.push(Row {
+            self.rows.push(TrainingRow {
                 predicted_ms,
                 request_id: optional(request_ids, index).unwrap_or_default().to_owned(),
                 prediction,
@@ -214,7 +232,7 @@ impl Joined {
 
 /// Sorts the rows, drops repeated ones (two backfills may cover the same request) and takes the digest.
 /// Ties of (time, request id) are broken by content: prediction ids are random.
-fn assemble(mut parts: Vec<Joined>) -> Result<TrainingSet, OfflineError> {
+pub(crate) fn assemble(mut parts: Vec<Joined>) -> Result<TrainingSet, OfflineError> {
     let mut all = Joined::default();
     for part in &mut parts {
         all.agree(part.names.take())?;

@@ -387,7 +387,7 @@ pub(crate) fn optional(column: &StringArray, index: usize) -> Option<&str> {
     column.is_valid(index).then(|| column.value(index))
 }
 
-fn parse_request(service: &Service, json: &str) -> Result<Vec<Value>, String> {
+pub(crate) fn parse_request(service: &Service, json: &str) -> Result<Vec<Value>, String> {
     let object: serde_json::Map<String, serde_json::Value> =
         serde_json::from_str(json).map_err(|error| format!("request: {error}"))?;
     let value = |field: &crate::value::Field| match object.get(&*field.name) {

@@ -5,6 +5,7 @@
 
 mod backfill;
 mod check;
+mod dataset;
 mod described;
 mod get;
 mod import;
@@ -42,6 +43,8 @@ pub(crate) enum FeatureCommand {
     Import(import::ImportArgs),
     /// Recompute training rows of the past, point in time, from a file of questions and answers
     Backfill(backfill::BackfillArgs),
+    /// Write training rows as a Parquet file named by its content
+    Dataset(dataset::DatasetArgs),
     /// Recompute a sample of the served rows and count those that differ
     Verify(verify::VerifyArgs),
     /// Show the store's counters as JSON
@@ -56,6 +59,7 @@ pub(super) fn run(command: FeatureCommand) -> Result<()> {
         FeatureCommand::Get(args) => get::run(&args),
         FeatureCommand::Import(args) => import::run(args),
         FeatureCommand::Backfill(args) => backfill::run(&args),
+        FeatureCommand::Dataset(args) => dataset::run(&args),
         FeatureCommand::Verify(args) => verify::run(&args),
         FeatureCommand::Stats(args) => stats::run(&args),
     }
