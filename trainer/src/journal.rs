@@ -119,6 +119,7 @@ impl<'a> Journal<'a> {
                     "from_ms": cuts.from_ms,
                     "to_ms": cuts.to_ms,
                     "known_by_ms": cuts.known_by_ms,
+                    "set_digest": Digest::from_bytes(part.set_digest()).to_string(),
                 }),
             };
             let dataset = self.registry.log_dataset(&self.run, &dataset).await?;

@@ -230,6 +230,11 @@ impl Part {
         Some((*self.times_ms().first()?, *self.times_ms().last()?))
     }
 
+    /// The digest of the whole set, which a dataset of the same query has too.
+    pub(crate) fn set_digest(&self) -> [u8; 32] {
+        self.set.digest
+    }
+
     /// Names these rows: sha256 over the whole set's digest and the range within it.
     pub(crate) fn digest(&self) -> [u8; 32] {
         let mut hash = Sha256::new();
