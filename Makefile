@@ -26,6 +26,7 @@ bench: build
 bench-peers: build
 	$(BIN)/loopgate-bench peers $(BENCH_OPTIONS) --cache $(HOME)/.cache/loopgate/peers
 	$(BIN)/loopgate-bench features $(BENCH_OPTIONS) --cache $(HOME)/.cache/loopgate/peers
+	$(BIN)/loopgate-bench join $(BENCH_OPTIONS) --cache $(HOME)/.cache/loopgate/peers
 
 test: setup
 	. deploy/setup/env.sh && $(CARGO) test --release --workspace --locked

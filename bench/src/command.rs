@@ -15,8 +15,8 @@ use crate::load::{Arrivals, Call, Load, Transport};
 use crate::machine::{Cores, pin_self};
 use crate::scenario::peers::Peers;
 use crate::scenario::{
-    Bench, drain, engines, entities, features, ingest, keys, memory, overload, peers, restart,
-    skew, steady, surge, swap,
+    Bench, drain, engines, entities, features, ingest, join, keys, memory, overload, peers,
+    restart, skew, steady, surge, swap,
 };
 
 const SWAP_PHASE_S: u64 = 20;
@@ -61,6 +61,8 @@ enum Scenario {
     Ingest(BenchArguments),
     /// Rows of features by themselves, beside Feast's server.
     Features(PeersArguments),
+    /// History in, and training rows computed from it, beside the same join in pandas.
+    Join(JoinArguments),
     /// The servers that people use today, on the same file.
     Peers(PeersArguments),
     /// The short form of every scenario but the peers.
@@ -161,6 +163,15 @@ struct PeersArguments {
 }
 
 #[derive(Debug, Args)]
+struct JoinArguments {
+    #[command(flatten)]
+    peers: PeersArguments,
+    /// The folder with the flights' project and `data/`.
+    #[arg(long, default_value = "bench/flights")]
+    project: PathBuf,
+}
+
+#[derive(Debug, Args)]
 struct BareArguments {
     /// Where it listens.
     #[arg(long)]
@@ -234,6 +245,11 @@ impl Command {
             Scenario::Features(arguments) => {
                 let (bench, peers) = arguments.parts()?;
                 bench.keep(&features::run(&bench, &peers).await?)
+            }
+            Scenario::Join(arguments) => {
+                let flights = absolute(&arguments.project)?;
+                let (bench, peers) = arguments.peers.parts()?;
+                bench.keep(&join::run(&bench, &peers, &flights)?)
             }
             Scenario::Peers(arguments) => {
                 let (bench, peers) = arguments.parts()?;

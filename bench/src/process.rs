@@ -1,16 +1,17 @@
 //! The programs under test as child processes: commands that end, and a gateway that stays.
 
 use std::fs::File;
+use std::io::Read as _;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::client::Lane;
-use crate::machine::command_on;
+use crate::machine::{children_cpu, command_on, peak_resident_bytes};
 
 const READY_WITHIN: Duration = Duration::from_secs(60);
 const DRAIN_WITHIN: Duration = Duration::from_secs(60);
@@ -34,6 +35,54 @@ pub(crate) fn run(program: &Path, arguments: &[&str], log: &Path) -> Result<Stri
         );
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// What a command printed and took.
+#[derive(Debug, Clone)]
+pub(crate) struct Spent {
+    pub stdout: String,
+    pub wall: Duration,
+    /// Of all its threads and children.
+    pub cpu: Duration,
+    /// Resident, at its highest.
+    pub peak_bytes: u64,
+}
+
+/// Runs a command to its end; its log goes to `log`. No other child may end meanwhile.
+pub(crate) fn run_measured(mut command: Command, log: &Path) -> Result<Spent> {
+    const LOOK_EVERY: Duration = Duration::from_millis(5);
+    let errors = File::options().create(true).append(true).open(log)?;
+    let (before, began) = (children_cpu(), Instant::now());
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(errors)
+        .spawn()
+        .with_context(|| format!("cannot run {command:?}"))?;
+    let mut peak_bytes = 0;
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        peak_bytes = peak_resident_bytes(child.id()).max(peak_bytes);
+        std::thread::sleep(LOOK_EVERY);
+    };
+    let wall = began.elapsed();
+    let mut stdout = String::new();
+    if let Some(mut pipe) = child.stdout.take() {
+        pipe.read_to_string(&mut stdout)?;
+    }
+    ensure!(
+        status.success(),
+        "{command:?} ended with {status}; its log is {}",
+        log.display()
+    );
+    Ok(Spent {
+        stdout,
+        wall,
+        cpu: children_cpu().saturating_sub(before),
+        peak_bytes,
+    })
 }
 
 /// The four addresses of a gateway.

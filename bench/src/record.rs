@@ -12,9 +12,9 @@ use crate::finding::{Finding, put};
 
 const PAGE: &str = "README.md";
 /// Scenarios as the page shows them.
-const ORDER: [&str; 11] = [
+const ORDER: [&str; 12] = [
     "steady", "overload", "surge", "keys", "swap", "memory", "drain", "restart", "skew", "engines",
-    "peers",
+    "join", "peers",
 ];
 
 /// Keeps a finding in `folder` and writes the page anew.

@@ -6,6 +6,7 @@ pub(crate) mod engines;
 pub(crate) mod entities;
 pub(crate) mod features;
 pub(crate) mod ingest;
+pub(crate) mod join;
 pub(crate) mod keys;
 pub(crate) mod memory;
 pub(crate) mod overload;

@@ -47,6 +47,21 @@ impl Timeline {
     /// Orders the year. The replay asks about departures scheduled from March until `until_ms`.
     pub(crate) fn new(flights: Vec<Flight>, weather: Vec<Observation>, until_ms: i64) -> Self {
         let first_question = flights.partition_point(|flight| flight.local_month < 3);
+        Self::beginning(first_question, flights, weather, until_ms)
+    }
+
+    /// Orders the year. The first months are history, the replay asks about nothing.
+    pub(crate) fn of_months(flights: Vec<Flight>, weather: Vec<Observation>, months: i64) -> Self {
+        let first_question = flights.partition_point(|flight| flight.local_month <= months);
+        Self::beginning(first_question, flights, weather, i64::MIN)
+    }
+
+    fn beginning(
+        first_question: usize,
+        flights: Vec<Flight>,
+        weather: Vec<Observation>,
+        until_ms: i64,
+    ) -> Self {
         let last_question = flights.partition_point(|flight| flight.scheduled_ms < until_ms);
         let begin_ms = flights
             .get(first_question)
