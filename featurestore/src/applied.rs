@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::Path;
 
 use rocksdb::WriteBatch;
 use serde::Serialize;
@@ -127,36 +128,62 @@ pub(crate) fn known(tables: &Tables) -> Result<Vec<Applied>, ReadError> {
     Ok(known)
 }
 
+/// What applying definitions to a data folder would do to a version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Planned {
+    /// Applied for the first time
+    New,
+    /// As the folder knows it
+    Known,
+    /// Refused, and with it all that the file defines
+    Changed(ChangedMeaning),
+}
+
+/// What [`FeatureStore::apply`](crate::FeatureStore::apply), or opening the folder, would do. Writes
+/// nothing, and reads beside a process that has the folder open; to a folder that is not there all is new.
+pub fn plan(
+    data_dir: &Path,
+    definitions: &Definitions,
+) -> Result<Vec<(VersionName, Planned)>, ReadError> {
+    let folder = data_dir.join("online");
+    let known = match folder.join("CURRENT").exists() {
+        true => known(&Tables::open_to_read(&folder).map_err(ReadError::database)?)?,
+        false => Vec::new(),
+    };
+    let known = by_version(known);
+    let given = given(definitions);
+    let planned = given.iter().map(|(version, meaning)| {
+        let planned = match (
+            known.get(version),
+            changed(version, meaning, &known, &given),
+        ) {
+            (_, Some(changed)) => Planned::Changed(changed),
+            (Some(_), None) => Planned::Known,
+            (None, None) => Planned::New,
+        };
+        (version.clone(), planned)
+    });
+    Ok(planned.collect())
+}
+
 /// Checks every version of `definitions` against what the folder knows and remembers the new ones; all
 /// of them or, where one has changed, none.
 pub(crate) fn apply(
     tables: &Tables,
     definitions: &Definitions,
 ) -> Result<Vec<(VersionName, Application)>, ApplyError> {
-    let known = known(tables)?.into_iter();
-    let known: BTreeMap<_, _> = known
-        .map(|applied| (applied.version, applied.meaning))
-        .collect();
+    let known = by_version(known(tables)?);
     let given = given(definitions);
     let mut batch = WriteBatch::default();
     let mut done = Vec::new();
-    let mut changed = Vec::new();
+    let mut refused = Vec::new();
     for (version, meaning) in &given {
-        let mut meaning = Meaning::clone(meaning);
-        let before = known.get(version);
-        let differences = match (before, version.kind) {
-            (None, _) => Vec::new(),
-            (Some(before), Versioned::View) => before.differences_of_view(&meaning),
-            (Some(before), Versioned::Service) => before.differences(&meaning),
-        };
-        if !differences.is_empty() {
-            changed.push(ChangedMeaning {
-                next: next_free(version, known.keys().chain(given.keys())),
-                version: version.clone(),
-                differences,
-            });
+        if let Some(changed) = changed(version, meaning, &known, &given) {
+            refused.push(changed);
             continue;
         }
+        let mut meaning = Meaning::clone(meaning);
+        let before = known.get(version);
         if let (Some(before), Versioned::View) = (before, version.kind) {
             meaning.remember(before);
         }
@@ -174,13 +201,39 @@ pub(crate) fn apply(
         };
         done.push((version.clone(), application));
     }
-    if !changed.is_empty() {
-        return Err(ApplyError::Changed(changed));
+    if !refused.is_empty() {
+        return Err(ApplyError::Changed(refused));
     }
     if !batch.is_empty() {
         tables.write_durably(batch).map_err(ReadError::database)?;
     }
     Ok(done)
+}
+
+fn by_version(known: Vec<Applied>) -> BTreeMap<VersionName, Meaning> {
+    let known = known.into_iter();
+    known
+        .map(|applied| (applied.version, applied.meaning))
+        .collect()
+}
+
+/// How a version differs from what the folder knows under its name, if it does.
+fn changed(
+    version: &VersionName,
+    meaning: &Meaning,
+    known: &BTreeMap<VersionName, Meaning>,
+    given: &BTreeMap<VersionName, &Meaning>,
+) -> Option<ChangedMeaning> {
+    let before = known.get(version)?;
+    let differences = match version.kind {
+        Versioned::View => before.differences_of_view(meaning),
+        Versioned::Service => before.differences(meaning),
+    };
+    (!differences.is_empty()).then(|| ChangedMeaning {
+        next: next_free(version, known.keys().chain(given.keys())),
+        version: version.clone(),
+        differences,
+    })
 }
 
 /// Everything that has a version, views before services.

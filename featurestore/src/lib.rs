@@ -30,7 +30,9 @@ pub mod verify;
 pub mod view_rows;
 pub mod window;
 
-pub use applied::{Application, Applied, ApplyError, ChangedMeaning, VersionName, Versioned};
+pub use applied::{
+    Application, Applied, ApplyError, ChangedMeaning, Planned, VersionName, Versioned, plan,
+};
 pub use backfill::{BackfillRequest, Backfilled, HistoryError, ImportRequest, Imported, Progress};
 pub use definition::{
     Aggregate, Decay, DefinitionError, Definitions, DurationError, Entity, Filter, Meaning,

@@ -112,7 +112,7 @@ impl Target {
             }),
             (None, None) => {
                 let services = definitions.services.iter().map(|service| service.id());
-                let views = definitions.views.iter().map(|view| &*view.name);
+                let views = definitions.views.iter().map(|view| view.pin());
                 Err(AskError::Unknown {
                     name: shorten(name),
                     nearest: nearest(name, services.chain(views)),
@@ -205,7 +205,7 @@ impl RowsAsked {
                 };
                 let rows = found.iter().flat_map(|rows| of_view(view, rows, at_ms));
                 let names = view.features.iter().map(|it| it.name.to_string()).collect();
-                (None, Some(view.name.to_string()), names, rows.collect())
+                (None, Some(view.pin().to_owned()), names, rows.collect())
             }
         };
         Ok(RowsTold {

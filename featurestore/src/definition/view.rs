@@ -407,6 +407,14 @@ impl Aggregate {
             | Self::AgeOfLast => None,
         }
     }
+
+    /// The decay that weighs its events, if one does.
+    pub fn decay(self) -> Option<usize> {
+        match self {
+            Self::DecayedCount { decay } | Self::DecayedMean { decay, .. } => Some(decay),
+            _ => None,
+        }
+    }
 }
 
 impl View {

@@ -37,6 +37,9 @@ const WAL_BYTES_MAX: u64 = 192 << 20;
 /// File handles that RocksDB may keep.
 const OPEN_FILES_MAX: i32 = 512;
 
+/// Block cache of one who only looks, in bytes.
+const READER_CACHE_BYTES: usize = 4 << 20;
+
 impl Tables {
     /// Opens or makes the database in `folder`.
     pub(crate) fn open(folder: &Path, block_cache_bytes: usize) -> Result<Self, Error> {
@@ -47,6 +50,24 @@ impl Tables {
             ColumnFamilyDescriptor::new(column.name(), options)
         });
         let db = DB::open_cf_descriptors(&database_options(), folder, columns)?;
+        Ok(Self {
+            db,
+            cache,
+            drop_before_ms,
+        })
+    }
+
+    /// Opens the database in `folder` as it is, to read, also while another process has it open.
+    pub(crate) fn open_to_read(folder: &Path) -> Result<Self, Error> {
+        let cache = Cache::new_lru_cache(READER_CACHE_BYTES);
+        let drop_before_ms = Arc::new(AtomicI64::new(i64::MIN));
+        let columns = Column::ALL.map(|column| {
+            let options = column_options(column, &cache, &drop_before_ms);
+            ColumnFamilyDescriptor::new(column.name(), options)
+        });
+        let mut options = database_options();
+        options.create_if_missing(false);
+        let db = DB::open_cf_descriptors_read_only(&options, folder, columns, false)?;
         Ok(Self {
             db,
             cache,

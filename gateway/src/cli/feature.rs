@@ -1,6 +1,6 @@
 //! `loopgate feature …`: definitions, rows of now and of the past, history in, training rows, skew.
 //!
-//! `check`, `list` and `show` read the project's files alone. `get` and `stats` ask the gateway that has
+//! `check`, `list` and `show` change nothing and need nothing closed. `get` and `stats` ask the gateway that has
 //! the data folder open, if one has; the others open the folder, and are refused while a gateway has it.
 
 mod backfill;
@@ -10,6 +10,7 @@ mod described;
 mod get;
 mod import;
 mod list;
+mod progress;
 mod show;
 mod stats;
 mod text;
@@ -31,8 +32,10 @@ use crate::tls::TlsFiles;
 /// What to do with features.
 #[derive(Debug, Subcommand)]
 pub(crate) enum FeatureCommand {
-    /// List what features.toml defines
-    Check(ProjectArgs),
+    /// Check features.toml, and say what applying it to the data folder would do
+    Check(check::CheckArgs),
+    /// Make what features.toml defines the data folder's
+    Apply(ProjectArgs),
     /// List sources, entities, views and services
     List(list::ListArgs),
     /// Draw what a view or a service is made of
@@ -53,7 +56,8 @@ pub(crate) enum FeatureCommand {
 
 pub(super) fn run(command: FeatureCommand) -> Result<()> {
     match command {
-        FeatureCommand::Check(project) => check::run(&project),
+        FeatureCommand::Check(args) => check::run(&args),
+        FeatureCommand::Apply(project) => check::apply(&project),
         FeatureCommand::List(args) => list::run(&args),
         FeatureCommand::Show(args) => show::run(&args),
         FeatureCommand::Get(args) => get::run(&args),

@@ -37,8 +37,8 @@ fn what_is_defined_is_listed_and_drawn() {
     for line in [
         "  clicks  4 fields  time at  id id  lateness any\n",
         "  user  keys user\n",
-        "  user_clicks  from clicks  keys user  windows 7d  ttl none  2 features\n",
-        "  score@1  request user, base  views user_clicks  3 features\n",
+        "  user_clicks@1  from clicks  keys user  windows 7d  ttl none  2 features\n",
+        "  score@1  request user, base  views user_clicks@1  3 features\n",
     ] {
         assert!(listed.contains(line), "{line}\n{listed}");
     }
@@ -50,7 +50,7 @@ fn what_is_defined_is_listed_and_drawn() {
 
     let drawn = project.done(&["feature", "show", "user_clicks"]);
     let expected = "\
-view user_clicks
+view user_clicks@1
 
   source clicks
   │      at at; counts however late, while its tile is held
@@ -67,7 +67,7 @@ view user_clicks
 service score@1
 
   request  user string, base float
-  └─ view user_clicks  by user, from clicks
+  └─ view user_clicks@1  by user, from clicks
 
      feature                    from     of                         where missing  clip
   0  base                       request  base                       nan
@@ -78,7 +78,56 @@ service score@1
     let shown = json_of(&project, &["feature", "show", "score", "--json"]);
     assert_eq!(shown["features"][1]["default"], 0.0);
     let unknown = project.fails(&["feature", "show", "user_click"]);
-    assert!(unknown.contains("did you mean `user_clicks`?"), "{unknown}");
+    assert!(
+        unknown.contains("did you mean `user_clicks@1`?"),
+        "{unknown}"
+    );
+}
+
+#[test]
+fn a_check_says_what_applying_would_do_and_a_changed_meaning_is_refused() {
+    let project = Project::new("");
+    let check = |project: &Project| project.done(&["feature", "check"]);
+    for line in [
+        "source clicks: 4 fields\n",
+        "view user_clicks@1: 2 features, new\n",
+        "service score@1: 3 features, new\n",
+    ] {
+        assert!(check(&project).contains(line), "{line}");
+    }
+    assert!(check(&project).contains("new"), "a check applies nothing");
+    let applied = project.done(&["feature", "apply"]);
+    assert_eq!(applied, "service score@1: new\nview user_clicks@1: new\n");
+    let gateway = project.serve();
+    // A check reads beside the gateway.
+    assert!(check(&project).contains("service score@1: 3 features, unchanged"));
+    let refused = project.fails(&["feature", "apply"]);
+    assert!(
+        refused.contains(&format!("pid {}", gateway.pid())),
+        "{refused}"
+    );
+    gateway.drain();
+
+    let path = project.path().join("features.toml");
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text.replace("default = 0", "default = 1")).unwrap();
+    for command in ["check", "apply"] {
+        let refused = project.fails(&["feature", command]);
+        assert!(
+            refused.contains("service `score@1` has changed") && refused.contains("version 2"),
+            "{refused}"
+        );
+    }
+    let raised = text.replace("default = 0", "default = 1").replace(
+        "name = \"score\"\nversion = 1",
+        "name = \"score\"\nversion = 2",
+    );
+    std::fs::write(&path, raised).unwrap();
+    let planned = json_of(&project, &["feature", "check", "--json"]);
+    assert_eq!(
+        planned,
+        json!({"service score@2": "new", "view user_clicks@1": "unchanged"})
+    );
 }
 
 #[test]
@@ -113,7 +162,7 @@ fn a_row_is_told_as_it_is_and_as_it_was_at_any_moment() {
     let view = ["feature", "get", "user_clicks", "user=u1", "--at", &at(2)];
     let drawn = project.done(&view);
     assert!(
-        drawn.starts_with("view user_clicks at 1970-01-03T00:00:00.001Z, known at"),
+        drawn.starts_with("view user_clicks@1 at 1970-01-03T00:00:00.001Z, known at"),
         "{drawn}"
     );
     assert!(
@@ -257,7 +306,7 @@ fn a_gateway_tells_the_rows_of_the_folder_that_it_holds() {
         read["rows"][1]["statuses"],
         json!(["NOT_FOUND", "NOT_FOUND"])
     );
-    assert_eq!(read["view"], "user_clicks");
+    assert_eq!(read["view"], "user_clicks@1");
 
     // Nobody answers there: whoever holds the folder is named.
     let nobody = ["feature", "stats", "--admin", "127.0.0.1:1"];

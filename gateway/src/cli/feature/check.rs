@@ -1,22 +1,95 @@
-//! `loopgate feature check`: whether features.toml is well defined, and what it defines.
+//! `loopgate feature check` and `apply`: whether features.toml is well defined and fits the data folder,
+//! and making it the folder's.
 
-use anyhow::Result;
+use std::collections::BTreeMap;
 
-use super::super::ProjectArgs;
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use featurestore::{Planned, Versioned, plan};
 
-pub(super) fn run(project: &ProjectArgs) -> Result<()> {
-    let definitions = project.open()?.definitions;
-    for source in &definitions.sources {
-        println!("source {}: {} fields", source.name, source.fields.len());
+use super::super::{Project, ProjectArgs, print_json};
+
+#[derive(Debug, Args)]
+pub(crate) struct CheckArgs {
+    #[command(flatten)]
+    project: ProjectArgs,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Says what apply would do. Fails where it would be refused.
+pub(super) fn run(args: &CheckArgs) -> Result<()> {
+    let project = args.project.open()?;
+    let planned = told(&project)?;
+    if args.json {
+        let versions = planned.iter().map(|(what, (outcome, _))| (what, outcome));
+        print_json(&versions.collect::<BTreeMap<_, _>>())?;
+    } else {
+        let definitions = &project.definitions;
+        for source in &definitions.sources {
+            println!("source {}: {} fields", source.name, source.fields.len());
+        }
+        for view in &definitions.views {
+            let (outcome, _) = &planned[&format!("view {}", view.pin())];
+            println!(
+                "view {}: {} features, {outcome}",
+                view.pin(),
+                view.features.len()
+            );
+        }
+        for service in &definitions.services {
+            let (outcome, _) = &planned[&format!("service {}", service.id())];
+            let features = service.features.len();
+            println!("service {}: {features} features, {outcome}", service.id());
+        }
     }
-    for view in &definitions.views {
-        println!("view {}: {} features", view.name, view.features.len());
+    refuse_changed(&planned)
+}
+
+/// Makes the definitions the folder's: states of new views are folded from the event log. A gateway that
+/// has the folder open takes definitions when it starts.
+pub(super) fn apply(args: &ProjectArgs) -> Result<()> {
+    let project = args.open()?;
+    let planned = told(&project)?;
+    refuse_changed(&planned)?;
+    drop(super::store(project)?);
+    for (what, (outcome, _)) in &planned {
+        println!("{what}: {outcome}");
     }
-    for service in &definitions.services {
-        println!(
-            "service {}: {} features",
-            service.id(),
-            service.features.len()
+    Ok(())
+}
+
+/// By `view NAME@VERSION` or `service NAME@VERSION`: `new`, `unchanged` or `changed`, and why.
+type Told = BTreeMap<String, (&'static str, Option<String>)>;
+
+fn told(project: &Project) -> Result<Told> {
+    let planned = plan(&project.data, &project.definitions);
+    let planned = planned.context("what the data folder knows cannot be read")?;
+    let told = planned.into_iter().map(|(version, planned)| {
+        let kind = match version.kind {
+            Versioned::View => "view",
+            Versioned::Service => "service",
+        };
+        let outcome = match planned {
+            Planned::New => ("new", None),
+            Planned::Known => ("unchanged", None),
+            Planned::Changed(changed) => ("changed", Some(changed.to_string())),
+        };
+        (format!("{kind} {}", version.name), outcome)
+    });
+    Ok(told.collect())
+}
+
+fn refuse_changed(told: &Told) -> Result<()> {
+    let reasons: Vec<&str> = told
+        .values()
+        .filter_map(|(_, why)| why.as_deref())
+        .collect();
+    if !reasons.is_empty() {
+        bail!(
+            "features.toml does not fit the data folder:\n{}",
+            reasons.join("\n")
         );
     }
     Ok(())

@@ -2,7 +2,8 @@
 
 use featurestore::service::Missing;
 use featurestore::{
-    Definitions, Entity, FeatureOrigin, Field, InView, Service, ServiceFeature, Source, View,
+    Aggregate, Definitions, Entity, FeatureOrigin, Field, InView, Service, ServiceFeature, Source,
+    View,
 };
 use serde::Serialize;
 
@@ -48,6 +49,7 @@ pub(super) struct DescribedView {
     pub keys: Vec<DescribedField>,
     pub ttl_ms: Option<i64>,
     pub windows: Vec<DescribedWindow>,
+    pub decays: Vec<DescribedDecay>,
     /// Features of the newest event
     pub latest: Vec<DescribedField>,
 }
@@ -59,6 +61,13 @@ pub(super) struct DescribedWindow {
     pub tile_ms: i64,
     /// By how much a read may fall short of the window at its older end
     pub error_ms: i64,
+    pub features: Vec<DescribedField>,
+}
+
+/// Events that weigh half as much with each half-life.
+#[derive(Debug, Serialize)]
+pub(super) struct DescribedDecay {
+    pub half_life_ms: i64,
     pub features: Vec<DescribedField>,
 }
 
@@ -142,9 +151,12 @@ impl From<&Entity> for DescribedEntity {
 
 impl From<&View> for DescribedView {
     fn from(view: &View) -> Self {
-        let over = |window: Option<usize>| {
+        let over = |window: Option<usize>, decay: Option<usize>| {
             let features = view.features.iter();
-            let features = features.filter(move |it| it.aggregate.window() == window);
+            let is_asked = move |aggregate: Aggregate| {
+                aggregate.window() == window && aggregate.decay() == decay
+            };
+            let features = features.filter(move |it| is_asked(it.aggregate));
             let features = features.map(|it| DescribedField {
                 name: it.name.to_string(),
                 r#type: it.ty.to_string(),
@@ -157,16 +169,22 @@ impl From<&View> for DescribedView {
             length_ms: window.length_ms(),
             tile_ms: window.tile_ms,
             error_ms: window.error_ms(),
-            features: over(Some(index)),
+            features: over(Some(index), None),
+        });
+        let decays = view.decays.iter().enumerate();
+        let decays = decays.map(|(index, decay)| DescribedDecay {
+            half_life_ms: decay.half_life_ms,
+            features: over(None, Some(index)),
         });
         Self {
-            view: view.name.to_string(),
+            view: view.pin().to_owned(),
             source: (&*view.source).into(),
             r#where: view.filter.as_ref().map(|it| it.describe(&view.source)),
             keys: fields(&view.keys),
             ttl_ms: view.ttl_ms,
             windows: windows.collect(),
-            latest: over(None),
+            decays: decays.collect(),
+            latest: over(None, None),
         }
     }
 }
@@ -180,7 +198,7 @@ impl From<&Service> for DescribedService {
             views: service
                 .needed_views()
                 .iter()
-                .map(|it| it.name.to_string())
+                .map(|it| it.pin().to_owned())
                 .collect(),
             features: columns.map(|column| described(service, column)).collect(),
         }

@@ -7,6 +7,7 @@ use clap::Args;
 use featurestore::ImportRequest;
 
 use super::super::{ProjectArgs, wall_ms};
+use super::progress::Shown;
 
 #[derive(Debug, Args)]
 pub(crate) struct ImportArgs {
@@ -48,7 +49,9 @@ pub(super) fn run(args: ImportArgs) -> Result<()> {
         }
     }
     for request in &requests {
-        let imported = store.import_events(request, &mut |_| {})?;
+        let mut shown = Shown::new(&request.source);
+        let imported = store.import_events(request, &mut |progress| shown.show(progress))?;
+        drop(shown);
         println!(
             "{}: {} rows, {} new, {} known before, {} late for a window",
             request.source, imported.rows, imported.accepted, imported.duplicates, imported.late

@@ -44,7 +44,9 @@ fn drawn(described: &Described) -> String {
     });
     let views = described.views.iter().map(|view| {
         let windows: Vec<&str> = view.windows.iter().map(|it| it.window.as_str()).collect();
-        let features: usize = view.windows.iter().map(|it| it.features.len()).sum();
+        let in_windows = view.windows.iter().map(|it| it.features.len());
+        let decayed = view.decays.iter().map(|it| it.features.len());
+        let features = in_windows.chain(decayed).sum::<usize>();
         vec![
             view.view.clone(),
             format!("from {}", view.source.source),

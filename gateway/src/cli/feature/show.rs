@@ -90,6 +90,11 @@ fn draw_view(view: &DescribedView) -> String {
         );
         branches.push((title, &window.features));
     }
+    for decay in &view.decays {
+        let half_life = span(decay.half_life_ms);
+        let title = format!("all held: half the weight with every {half_life} of age");
+        branches.push((title, &decay.features));
+    }
     if !view.latest.is_empty() {
         branches.push(("newest event".to_owned(), &view.latest));
     }

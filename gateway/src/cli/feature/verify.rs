@@ -2,9 +2,11 @@
 
 use anyhow::{Result, bail};
 use clap::Args;
+use featurestore::VerifyReport;
 use registry::ModelName;
 
 use super::super::{ProjectArgs, print_json};
+use super::text::{table, time};
 
 #[derive(Debug, Args)]
 pub(crate) struct VerifyArgs {
@@ -37,8 +39,34 @@ pub(super) fn run(args: &VerifyArgs) -> Result<()> {
         report.rows_checked, report.mismatches
     );
     if report.mismatches > 0 {
-        print_json(&report.examples)?;
+        print!("{}", differing(&report));
         bail!("served rows differ from recomputed ones");
     }
     Ok(())
+}
+
+/// Rows by feature, worst first, then examples.
+fn differing(report: &VerifyReport) -> String {
+    let mut features: Vec<_> = report.features.iter().collect();
+    features.sort_by_key(|(_, rows)| std::cmp::Reverse(**rows));
+    let features = features
+        .into_iter()
+        .map(|(feature, rows)| vec![feature.clone(), format!("in {rows} rows")]);
+    let head = ["feature", "prediction", "at", "served", "recomputed"];
+    let mut examples = vec![head.map(str::to_owned).to_vec()];
+    examples.extend(report.examples.iter().map(|example| {
+        let prediction = match &example.request_id {
+            Some(id) => format!("{} ({id})", example.prediction),
+            None => example.prediction.clone(),
+        };
+        vec![
+            example.feature.clone(),
+            prediction,
+            time(example.at_ms),
+            example.served.clone(),
+            example.recomputed.clone(),
+        ]
+    }));
+    let features = table("  ", &features.collect::<Vec<_>>());
+    format!("{features}\n{}", table("  ", &examples))
 }
