@@ -14,7 +14,16 @@ use super::OpenError;
 /// The held lock; dropping it lets go.
 #[derive(Debug)]
 pub(crate) struct FolderLock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for FolderLock {
+    /// Not by closing alone: a child that another thread is just starting holds a copy of the file until
+    /// it runs its program.
+    fn drop(&mut self) {
+        // Where this fails, the lock goes with the last copy.
+        let _ = flock(&self.file, FlockOperation::Unlock);
+    }
 }
 
 /// The lock file within the data folder.
@@ -48,7 +57,7 @@ impl FolderLock {
         file.set_len(0).map_err(failed)?;
         file.rewind().map_err(failed)?;
         write!(file, "pid {}", std::process::id()).map_err(failed)?;
-        Ok(Self { _file: file })
+        Ok(Self { file })
     }
 }
 
