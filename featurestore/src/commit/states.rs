@@ -22,6 +22,8 @@ pub(crate) struct States {
     views: Vec<Arc<View>>,
     young: HashMap<ViewKey, Held>,
     old: HashMap<ViewKey, Held>,
+    /// What the states of `young` take; exact when nothing is changed.
+    young_bytes: usize,
     generation_max: usize,
     /// Keys changed since the last [`States::settle`], all of them in `young`.
     changed: Vec<ViewKey>,
@@ -32,16 +34,23 @@ pub(crate) struct States {
 struct Held {
     state: ViewState,
     view: usize,
+    /// As counted in `young_bytes`.
+    bytes: usize,
     changed: bool,
 }
 
+/// States are larger than this with many windows and measures or sketches; fewer of them are kept then.
+const STATE_BYTES: usize = 8 << 10;
+
 impl States {
-    /// For these views; keeps about `states_max` decoded states between groups.
+    /// For these views; keeps about `states_max` decoded states between groups, fewer where they take
+    /// more than 8 KiB each.
     pub(crate) fn new(views: Vec<Arc<View>>, states_max: usize) -> Self {
         Self {
             views,
             young: HashMap::new(),
             old: HashMap::new(),
+            young_bytes: 0,
             generation_max: states_max / 2,
             changed: Vec::new(),
             encoded: Vec::new(),
@@ -95,16 +104,22 @@ impl States {
         for key in self.changed.drain(..) {
             let held = self.young.get_mut(&key).expect("a changed state is young");
             held.changed = false;
+            self.young_bytes -= held.bytes;
+            held.bytes = held.state.bytes();
+            self.young_bytes += held.bytes;
             show(&key, &held.state);
         }
-        if self.young.len() > self.generation_max {
+        let bytes_max = self.generation_max * STATE_BYTES;
+        if self.young.len() > self.generation_max || self.young_bytes > bytes_max {
             self.old = std::mem::take(&mut self.young);
+            self.young_bytes = 0;
         }
     }
 
     /// States were written past these.
     pub(super) fn forget(&mut self) {
         self.young.clear();
+        self.young_bytes = 0;
         self.old.clear();
     }
 
@@ -117,12 +132,17 @@ impl States {
         if !self.young.contains_key(key) {
             let held = match self.old.remove(key) {
                 Some(held) => held,
-                None => Held {
-                    state: stored(tables, &self.views[view], key)?,
-                    view,
-                    changed: false,
-                },
+                None => {
+                    let state = stored(tables, &self.views[view], key)?;
+                    Held {
+                        bytes: state.bytes(),
+                        state,
+                        view,
+                        changed: false,
+                    }
+                }
             };
+            self.young_bytes += held.bytes;
             self.young.insert(key.clone(), held);
         }
         Ok(self.young.get_mut(key).expect("just put there"))

@@ -412,3 +412,68 @@ fn copy_folder(from: &std::path::Path, to: &std::path::Path) {
         std::fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
     }
 }
+
+#[test]
+fn sketches_read_online_equal_a_recomputation_with_few_states_in_memory() {
+    let text = format!(
+        "{DEFINITIONS}\n
+[[view]]
+name = \"spread\"
+source = \"departures\"
+keys = [\"origin\"]
+windows = [\"1h\", \"1d\", \"2h tumbling\"]
+where = {{ field = \"carrier\", in = [\"AA\", \"UA\"] }}
+features = [
+  {{ min = \"delay\" }}, {{ max = \"delay\" }}, {{ std = \"delay\" }}, {{ first = \"delay\" }},
+  {{ distinct = \"tailnum\" }}, {{ quantile = {{ field = \"delay\", q = [0.5, 0.9] }} }},
+  {{ decayed_count = {{ half_life = \"10m\" }} }}, {{ decayed_mean = {{ field = \"delay\", half_life = \"1h\" }} }},
+]
+
+[[service]]
+name = \"spread\"
+version = 1
+request = {{ origin = \"string\" }}
+features = [{{ view = \"spread\" }}]
+"
+    );
+    let definitions = Arc::new(Definitions::parse(&text, "features.toml").unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let options = StoreOptions {
+        cached_states_max: 2,
+        hot_states_bytes: 16 << 10,
+        ..StoreOptions::default()
+    };
+    let open = || FeatureStore::open(folder.path(), Arc::clone(&definitions), &options).unwrap();
+    let mut traffic = Traffic::new(13);
+    traffic.definitions = Arc::clone(&definitions);
+    let service = Arc::clone(definitions.service("spread").unwrap());
+    let mut history = PointInTime::new(&service);
+    let mut store = open();
+    let mut seq = 0;
+    let mut present = 0;
+    for round in 0..60 {
+        let now_ms = START_MS + round * 40 * MINUTE_MS;
+        let mut batch = Vec::new();
+        for _ in 0..20 {
+            let late_ms = traffic.random.random_range(0..600) * MINUTE_MS;
+            batch.push(traffic.departure(now_ms - late_ms));
+        }
+        for event in &batch {
+            seq += 1;
+            history.push_event(event, seq, now_ms);
+        }
+        store.ingest_events_blocking(batch.clone(), now_ms).unwrap();
+        if round == 30 {
+            drop(store);
+            store = open();
+        }
+        let origins = batch.iter().map(|event| event.values[2].clone());
+        let requests: Vec<Vec<Value>> = origins.map(|origin| vec![origin]).collect();
+        let rows = store.read_rows(&service, &requests, now_ms).unwrap();
+        for (row, request) in rows.iter().zip(&requests) {
+            assert_eq!(row, &history.row(request, now_ms));
+            present += row.values.iter().filter(|value| !value.is_nan()).count();
+        }
+    }
+    assert!(present > 10_000, "{present}");
+}
