@@ -2,7 +2,7 @@
 //!
 //! Three stages. `Expression::parse` reads a text into a tree (bounded in size and depth), `resolve`
 //! finds its names, checks its types and gives a `Program`, and `Program::run` computes one row on a
-//! fixed stack, without an allocation, some 5 ns an operation. No clock, no state, no host code: a
+//! fixed stack, without an allocation. No clock, no state, no host code: a
 //! value depends on the row, the request and its moment alone.
 //! What is missing stays missing and says why: an operation answers the status of its first missing
 //! operand. What is no number (`1 / 0`, `log1p(-2)`, an overflow) is `NULL_VALUE`.

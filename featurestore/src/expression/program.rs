@@ -14,6 +14,9 @@ use crate::window::Status;
 /// Values that may wait for one another.
 pub(super) const STACK_MAX: usize = 32;
 
+/// As many as nearly all expressions need; a stack of them costs less to lay out.
+const STACK_USUAL: usize = 6;
+
 /// What an expression is computed from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operand {
@@ -77,6 +80,8 @@ impl Datum<'_> {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Program {
     ops: Box<[Op]>,
+    /// Values that wait for one another, at most
+    height: usize,
     ty: Type,
 }
 
@@ -95,9 +100,9 @@ pub(super) enum Op {
 }
 
 impl Program {
-    pub(super) fn new(ops: Vec<Op>, ty: Type) -> Self {
+    pub(super) fn new(ops: Vec<Op>, height: usize, ty: Type) -> Self {
         let ops = ops.into_boxed_slice();
-        Self { ops, ty }
+        Self { ops, height, ty }
     }
 
     /// What it yields.
@@ -115,8 +120,15 @@ impl Program {
 
     /// Computes it; `read` gives the operands, each of the type that its scope said.
     pub fn run<'a>(&'a self, read: impl Fn(Operand) -> Datum<'a>) -> Datum<'a> {
+        match self.height {
+            ..=STACK_USUAL => self.run_on::<STACK_USUAL>(read),
+            _ => self.run_on::<STACK_MAX>(read),
+        }
+    }
+
+    fn run_on<'a, const SLOTS: usize>(&'a self, read: impl Fn(Operand) -> Datum<'a>) -> Datum<'a> {
         let mut stack = Stack {
-            slots: [Datum::NULL; STACK_MAX],
+            slots: [Datum::NULL; SLOTS],
             height: 0,
         };
         for op in &self.ops {
@@ -148,12 +160,12 @@ impl Program {
 }
 
 /// `resolve` has counted: it never grows over its slots, and no more is taken than was pushed.
-struct Stack<'a> {
-    slots: [Datum<'a>; STACK_MAX],
+struct Stack<'a, const SLOTS: usize> {
+    slots: [Datum<'a>; SLOTS],
     height: usize,
 }
 
-impl<'a> Stack<'a> {
+impl<'a, const SLOTS: usize> Stack<'a, SLOTS> {
     fn push(&mut self, value: Datum<'a>) {
         self.slots[self.height] = value;
         self.height += 1;

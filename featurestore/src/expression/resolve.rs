@@ -64,9 +64,10 @@ pub(super) fn resolve(root: &Node, scope: &mut dyn Scope) -> Result<Program, Exp
         scope,
         ops: Vec::new(),
         height: 0,
+        highest: 0,
     };
     let ty = resolver.node(root)?;
-    Ok(Program::new(resolver.ops, ty))
+    Ok(Program::new(resolver.ops, resolver.highest, ty))
 }
 
 struct Resolver<'s> {
@@ -74,6 +75,8 @@ struct Resolver<'s> {
     ops: Vec<Op>,
     /// Values on the stack behind the last operation
     height: usize,
+    /// The most that it was
+    highest: usize,
 }
 
 impl Resolver<'_> {
@@ -233,6 +236,7 @@ impl Resolver<'_> {
 
     fn push(&mut self, op: Op, ty: Type, node: &Node) -> Result<Type, ExpressionError> {
         self.height += 1;
+        self.highest = self.highest.max(self.height);
         if self.height > STACK_MAX {
             let problem = format!("more than {STACK_MAX} values wait for one another here");
             return Err(ExpressionError::new(node.column, problem));
