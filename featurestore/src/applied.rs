@@ -192,7 +192,7 @@ pub(crate) fn apply(
             tables.put(
                 &mut batch,
                 Key::Applied(&name),
-                meaning.to_json().as_bytes(),
+                meaning.to_string().as_bytes(),
             );
         }
         let application = match before {

@@ -717,6 +717,19 @@ fn a_filter_takes_one_value_several_or_a_range() {
 }
 
 #[test]
+fn definitions_mean_what_they_meant_when_folders_first_knew_them() {
+    let definitions = parse(include_str!("fixtures/meanings.toml"));
+    let mut meanings = String::new();
+    for view in &definitions.views {
+        meanings += &format!("{} {}\n", view.pin(), view.meaning());
+    }
+    for service in &definitions.services {
+        meanings += &format!("{} {}\n", service.id(), service.meaning());
+    }
+    assert_eq!(meanings, include_str!("fixtures/meanings.txt"));
+}
+
+#[test]
 fn keys_of_different_views_and_values_differ() {
     let definitions = parse(DEFINITIONS);
     let service = definitions.service("delay").unwrap();

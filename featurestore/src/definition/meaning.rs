@@ -4,6 +4,8 @@
 //! the same name (`applied`). So what is here is stored: what a file can say anew must add nothing
 //! where it is not said, or every folder would find its definitions changed.
 
+use std::fmt;
+
 use serde::Serialize;
 use serde_json::{Map, Value as Json, json};
 use sha2::{Digest, Sha256};
@@ -25,11 +27,7 @@ const DIFFERENCES_MAX: usize = 5;
 impl Meaning {
     /// SHA-256 of it, whatever the order of its keys.
     pub fn digest(&self) -> [u8; 32] {
-        Sha256::digest(canonical(&Json::Object(self.0.clone())).as_bytes()).into()
-    }
-
-    pub(crate) fn to_json(&self) -> String {
-        canonical(&Json::Object(self.0.clone()))
+        Sha256::digest(self.to_string().as_bytes()).into()
     }
 
     pub(crate) fn from_json(bytes: &[u8]) -> Option<Self> {
@@ -162,6 +160,13 @@ impl Meaning {
             Json::Object(meaning) => Self(meaning),
             _ => unreachable!("it is written as an object"),
         }
+    }
+}
+
+impl fmt::Display for Meaning {
+    /// As JSON, its keys in order.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&canonical(&Json::Object(self.0.clone())))
     }
 }
 

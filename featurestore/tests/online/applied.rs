@@ -198,3 +198,19 @@ fn a_view_may_have_more_features_but_none_may_change() {
         found[0]
     );
 }
+
+#[test]
+fn what_is_remembered_comes_back_to_the_bit() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = include_str!("../fixtures/meanings.toml")
+        .replace("default = 0.3", "default = 0.30000001192092896")
+        .replace(
+            "clip = [0, 1e6]",
+            "clip = [-1.1754943508222875e-38, 3.4028234663852886e38]",
+        );
+    let first = open(folder.path(), parse(&text)).unwrap();
+    let known = first.applied().unwrap();
+    drop(first);
+    let again = open(folder.path(), parse(&text)).unwrap();
+    assert_eq!(again.applied().unwrap(), known);
+}
