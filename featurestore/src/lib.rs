@@ -43,8 +43,8 @@ pub use event::{Event, EventError, EventProblem};
 pub use join::PointInTime;
 pub use labels::{Label, LabelsIngested, Outcome, OutcomeCursor};
 pub use offline::{
-    Dataset, DatasetAbout, OfflineError, ReadFile, RetentionOptions, RowsFrom, TrainingQuery,
-    TrainingSet, Upkept, training_rows,
+    Dataset, DatasetAbout, OfflineError, ReadFile, RetentionOptions, RowsFrom, TableReport,
+    TrainingQuery, TrainingSet, Upkept, check_files, training_rows,
 };
 pub use online::{
     BackedUp, BackupError, Done, FeatureStore, IngestError, Ingested, OpenError, Overloaded,

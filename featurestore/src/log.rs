@@ -130,8 +130,8 @@ impl WrittenSource {
     }
 
     /// As the metadata of its files hold it.
-    pub(crate) fn to_json(&self) -> serde_json::Value {
-        serde_json::json!({"name": self.name, "fields": self.fields().map(|(name, ty)| [name, ty.as_str()]).collect::<Vec<_>>(), "time": self.time})
+    pub(crate) fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("names and types are plain data")
     }
 
     /// The source's name.

@@ -7,6 +7,7 @@
 //! gateway: a manifest is replaced as a whole, and a file that it names lies there whole, for at least
 //! the grace period longer than it is named.
 
+mod check;
 pub(crate) mod dataset;
 pub(crate) mod days;
 pub(crate) mod event_rows;
@@ -23,6 +24,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+pub use self::check::{TableReport, check_files};
 pub use self::dataset::{Dataset, DatasetAbout, ReadFile, RowsFrom};
 use self::table::Table;
 pub use self::upkeep::{RetentionOptions, Upkept};

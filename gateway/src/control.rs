@@ -15,6 +15,7 @@ mod loops;
 mod nightly;
 mod owner;
 mod registrar;
+mod sealing;
 mod shelf;
 
 use std::collections::BTreeMap;
@@ -42,6 +43,7 @@ use fleet::Fleet;
 use loops::{Loops, Order, Window};
 use nightly::{Nightly, Verified};
 use owner::{Foundation, Owner};
+use sealing::Sealing;
 use shelf::{Shelf, ShelfOptions};
 
 pub(crate) use loops::RequestError;
@@ -52,9 +54,6 @@ const IDLE: Duration = Duration::from_millis(100);
 const BUSY: Duration = Duration::from_millis(25);
 /// How often loops are ticked in live mode.
 const TICK: Duration = Duration::from_secs(1);
-/// How often the prediction log is sealed in live mode, so that a crash loses no more than an open
-/// spool and trainers outside of us see fresh rows.
-const SEAL: Duration = Duration::from_secs(3600);
 /// The registry's file in the data folder.
 const REGISTRY: &str = "registry.db";
 /// Commands that may wait; beyond it the admin interface sheds.
@@ -323,7 +322,7 @@ struct Control {
     /// Something was published, or asked for, that the loops have not seen yet.
     fresh: bool,
     ticked: Option<Instant>,
-    sealed: Instant,
+    sealing: Sealing,
     nightly: Nightly,
 }
 
@@ -369,11 +368,9 @@ impl Control {
             let window = if due { Window::Close } else { Window::Keep };
             self.tick(window).await;
         }
-        if !replay && self.sealed.elapsed() >= SEAL {
-            self.seal().await;
-        }
         if !replay {
             let now_ms = self.core.clock.now_ms();
+            self.sealing.look(self.loops.store(), now_ms);
             self.nightly.look(self.loops.store(), now_ms);
         }
         self.publish_view();
@@ -457,17 +454,6 @@ impl Control {
         self.tick(Window::Close).await;
         self.publish_view();
         Ok(Arc::clone(&self.view.borrow()))
-    }
-
-    /// Moves what was recorded into the offline store, off this thread.
-    async fn seal(&mut self) {
-        self.sealed = Instant::now();
-        let store = self.loops.store().clone();
-        match tokio::task::spawn_blocking(move || store.seal()).await {
-            Ok(Ok(sealed)) => tracing::info!(predictions = sealed.predictions, "sealed"),
-            Ok(Err(error)) => tracing::error!(%error, "prediction log not sealed"),
-            Err(error) => tracing::error!(%error, "sealing panicked"),
-        }
     }
 
     fn publish_view(&self) {

@@ -283,7 +283,11 @@ fn open_store(config: &ServeConfig) -> Result<Option<FeatureStore>> {
         }
         None => Definitions::parse("", "features.toml")?,
     };
-    let store = FeatureStore::open(data, Arc::new(definitions), &StoreOptions::default())?;
+    let options = StoreOptions {
+        retention: config.retention.clone(),
+        ..StoreOptions::default()
+    };
+    let store = FeatureStore::open(data, Arc::new(definitions), &options)?;
     Ok(Some(store))
 }
 

@@ -50,7 +50,7 @@ fn schema(source: &WrittenSource) -> SchemaRef {
     }));
     let metadata = HashMap::from([
         (FORMAT_KEY.to_owned(), FORMAT.to_owned()),
-        (SOURCE_KEY.to_owned(), source.to_json().to_string()),
+        (SOURCE_KEY.to_owned(), source.to_json()),
     ]);
     Arc::new(Schema::new_with_metadata(fields, metadata))
 }

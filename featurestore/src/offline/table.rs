@@ -31,6 +31,9 @@ pub(crate) enum TableKind {
 }
 
 impl TableKind {
+    /// Every table.
+    pub(crate) const ALL: [Self; 3] = [Self::Events, Self::Predictions, Self::Labels];
+
     /// Its folder and its name in messages.
     pub(crate) fn name(self) -> &'static str {
         match self {

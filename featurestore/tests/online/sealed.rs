@@ -209,6 +209,7 @@ fn a_kill_between_any_two_steps_of_seal_and_prune_loses_and_doubles_nothing() {
             .take(wanted)
             .last()
             .expect("the child ended by itself");
+        // Not a wait for anything: the moment of the kill.
         let pause = traffic.random.random_range(0..20_000);
         std::thread::sleep(std::time::Duration::from_micros(pause));
         child.kill().unwrap();

@@ -7,6 +7,7 @@ mod backfill;
 mod check;
 mod dataset;
 mod described;
+mod files;
 mod get;
 mod import;
 mod list;

@@ -4,6 +4,7 @@
 mod listen;
 mod model;
 mod prepare;
+mod retention;
 mod serving;
 
 use std::num::{NonZeroU64, NonZeroUsize};
@@ -18,6 +19,7 @@ use crate::clock::ClockMode;
 
 use listen::{AdminFile, HttpFile, KeysFile, ListenerFile, TlsFile};
 use prepare::{PrepareFile, RepositoryFile};
+use retention::RetentionFile;
 use serving::{BreakerFile, IngestFile, RecorderFile, ServingFile, ShadowFile};
 
 pub(super) use model::ModelFile;
@@ -47,6 +49,7 @@ pub(super) struct GatewayFile {
     pub feast: FeastFile,
     pub trainer: TrainerFile,
     pub prepare: PrepareFile,
+    pub retention: RetentionFile,
     pub repository: RepositoryFile,
 }
 

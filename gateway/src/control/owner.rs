@@ -3,7 +3,6 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use featurestore::FeatureStore;
@@ -17,6 +16,7 @@ use super::last_good::LastGood;
 use super::loops::Loops;
 use super::nightly::Nightly;
 use super::registrar::Registrar;
+use super::sealing::Sealing;
 use super::shelf::Shelf;
 use super::{Command, Control, View, start_replayed_clock};
 use crate::admin::Admin;
@@ -92,7 +92,7 @@ impl Foundation {
             view: self.view,
             fresh: true,
             ticked: None,
-            sealed: Instant::now(),
+            sealing: Sealing::new(),
             nightly,
         };
         Ok((control, registrar))

@@ -28,6 +28,7 @@ MODULES = [
     "test_node_models",
     "test_schemathesis",
     "test_feast",
+    "test_offline",
 ]
 # The Python of a module's own environment.
 PYTHONS = {"test_feast": os.environ.get("LOOPGATE_FEAST_PYTHON", sys.executable)}

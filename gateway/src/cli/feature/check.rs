@@ -16,11 +16,17 @@ pub(crate) struct CheckArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    /// Instead read every sealed file and hold it against its manifest; beside a running gateway too
+    #[arg(long, conflicts_with = "json")]
+    files: bool,
 }
 
 /// Says what apply would do. Fails where it would be refused.
 pub(super) fn run(args: &CheckArgs) -> Result<()> {
     let project = args.project.open()?;
+    if args.files {
+        return super::files::run(&project);
+    }
     let planned = told(&project)?;
     if args.json {
         let versions = planned.iter().map(|(what, (outcome, _))| (what, outcome));
