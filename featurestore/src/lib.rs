@@ -10,6 +10,7 @@ pub mod backfill;
 mod commit;
 pub mod definition;
 pub mod event;
+pub mod export;
 pub mod expression;
 pub mod join;
 mod key_table;
@@ -40,6 +41,7 @@ pub use definition::{
     WINDOW_TILES, WINDOWS_MAX, Window, WindowKind, parse_duration_ms,
 };
 pub use event::{Event, EventError, EventProblem};
+pub use export::{ExportError, ExportRequest, ExportWhat};
 pub use join::PointInTime;
 pub use labels::{Label, LabelsIngested, Outcome, OutcomeCursor};
 pub use offline::{

@@ -15,6 +15,8 @@ mod datasets;
 mod disk;
 #[path = "online/events.rs"]
 mod events;
+#[path = "online/export.rs"]
+mod export;
 #[path = "online/flights.rs"]
 mod flights;
 #[path = "online/formats.rs"]

@@ -7,6 +7,7 @@ mod backfill;
 mod check;
 mod dataset;
 mod described;
+mod export;
 mod files;
 mod get;
 mod import;
@@ -45,6 +46,8 @@ pub(crate) enum FeatureCommand {
     Get(get::GetArgs),
     /// Import events of the past from files, Parquet or JSON lines, sorted by time
     Import(import::ImportArgs),
+    /// Write events of a source, or rows that a model was served, into a file
+    Export(export::ExportArgs),
     /// Recompute training rows of the past, point in time, from a file of questions and answers
     Backfill(backfill::BackfillArgs),
     /// Write training rows as a Parquet file named by its content
@@ -63,6 +66,7 @@ pub(super) fn run(command: FeatureCommand) -> Result<()> {
         FeatureCommand::Show(args) => show::run(&args),
         FeatureCommand::Get(args) => get::run(&args),
         FeatureCommand::Import(args) => import::run(args),
+        FeatureCommand::Export(args) => export::run(args),
         FeatureCommand::Backfill(args) => backfill::run(&args),
         FeatureCommand::Dataset(args) => dataset::run(&args),
         FeatureCommand::Verify(args) => verify::run(&args),
