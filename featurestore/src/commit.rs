@@ -11,10 +11,12 @@ mod labels;
 pub(crate) mod states;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, TrySendError, bounded};
 use rocksdb::WriteBatch;
@@ -108,18 +110,21 @@ pub(crate) struct Queue {
     sender: Option<Sender<Queued>>,
     bytes: Arc<AtomicUsize>,
     bytes_max: usize,
+    /// What a group took lately, in microseconds, as the writer measured it.
+    group_us: Arc<AtomicU64>,
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// What a refused caller is told to wait: a few groups' time.
-const RETRY_AFTER_MS: u64 = 100;
+/// What a refused caller is told to wait at least, and at most.
+const RETRY_AFTER_MS: RangeInclusive<u64> = 10..=10_000;
 
 impl Queue {
     /// Starts the writer from what the database holds.
     pub(crate) fn start(shared: Arc<Shared>, start: WriterStart) -> std::io::Result<Self> {
         let (sender, receiver) = bounded(shared.options.queue_batches_max.max(1));
         let bytes = Arc::new(AtomicUsize::new(0));
+        let group_us = Arc::new(AtomicU64::new(0));
         let writer = Writer {
             states: States::new(
                 shared.definitions.views.clone(),
@@ -128,6 +133,7 @@ impl Queue {
             shared: Arc::clone(&shared),
             receiver,
             queue_bytes: Arc::clone(&bytes),
+            group_us: Arc::clone(&group_us),
             last_seq: start.last_seq,
             counters: start.counters,
             pending_order: start.pending_order,
@@ -140,6 +146,7 @@ impl Queue {
         Ok(Self {
             sender: Some(sender),
             bytes,
+            group_us,
             bytes_max: shared.options.queue_bytes_max,
             shared,
             thread: Some(thread),
@@ -169,7 +176,7 @@ impl Queue {
             Err(TrySendError::Full(_)) => {
                 self.bytes.fetch_sub(bytes, Ordering::AcqRel);
                 Err(Overloaded {
-                    retry_after_ms: RETRY_AFTER_MS,
+                    retry_after_ms: self.drained_in_ms(before),
                 })
             }
             Err(TrySendError::Disconnected(queued)) => {
@@ -178,6 +185,13 @@ impl Queue {
                 Ok(())
             }
         }
+    }
+
+    /// How long the writer needs for what waits and for the group that it has in hand.
+    fn drained_in_ms(&self, bytes: usize) -> u64 {
+        let groups = (bytes / GROUP_BYTES_MAX + 2) as u64;
+        let ms = self.group_us.load(Ordering::Relaxed) * groups / 1000;
+        ms.clamp(*RETRY_AFTER_MS.start(), *RETRY_AFTER_MS.end())
     }
 
     /// Batches and bytes that wait.
@@ -276,6 +290,7 @@ struct Writer {
     shared: Arc<Shared>,
     receiver: Receiver<Queued>,
     queue_bytes: Arc<AtomicUsize>,
+    group_us: Arc<AtomicU64>,
     states: States,
     last_seq: u64,
     counters: Counters,
@@ -314,7 +329,9 @@ impl Writer {
             if let Some(reason) = self.shared.stopped.get() {
                 jobs.into_iter().for_each(|job| job.refuse(stopped(reason)));
             } else {
+                let began = Instant::now();
                 self.commit(jobs);
+                self.measured(began.elapsed());
             }
         }
         if self.shared.stopped.get().is_none()
@@ -322,6 +339,15 @@ impl Writer {
         {
             tracing::warn!(%error, "high-water mark not written at close");
         }
+    }
+
+    /// A moving mean: an eighth of it is the last group.
+    fn measured(&self, took: Duration) {
+        let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX) / 8;
+        let mean = self.group_us.load(Ordering::Relaxed);
+        // Only this thread stores it.
+        self.group_us
+            .store(mean - mean / 8 + took, Ordering::Relaxed);
     }
 
     fn gather(&self, first: Queued) -> Vec<Job> {

@@ -9,11 +9,14 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 
+use featurestore::{FeatureStore, StoreOptions};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
+use crate::crash::batch;
+use crate::flights::{START_MS, definitions};
 use crate::strace::{self, Inject, Moment};
-use crate::workload::{self, Told, check, scratch};
+use crate::workload::{self, Told, check, check_events, scratch};
 
 const CYCLES: u64 = 32;
 const ERRORS: u64 = 12;
@@ -153,4 +156,54 @@ fn after_an_error_of_fsync_nothing_is_acknowledged_and_a_restart_finds_what_was(
     }
     println!("{refused} stopped, {unopened} did not open, of {cycles}");
     assert!(refused + unopened > 0);
+}
+
+#[test]
+fn a_slow_fsync_fills_a_bounded_queue_and_nothing_is_acknowledged_early() {
+    if !strace::is_there() {
+        return;
+    }
+    let folder = scratch();
+    let slow = strace::child("kills::the_child_with_a_slow_disk", folder.path());
+    let inject = Inject {
+        calls: "fdatasync",
+        effect: "delay_enter=20000",
+        when: "1+".to_owned(),
+    };
+    let mut told = Told::default();
+    let output = live(strace::injected(&slow, &inject), &mut told);
+    assert!(told.ended && !told.acked.is_empty(), "{output:?}");
+    told.acked.sort_unstable();
+    check_events(folder.path(), &told.acked);
+}
+
+const QUEUE_BYTES: usize = 8 << 10;
+
+#[test]
+#[ignore = "the child of another test"]
+fn the_child_with_a_slow_disk() {
+    const BATCHES: u64 = 200;
+    let options = StoreOptions {
+        queue_bytes_max: QUEUE_BYTES,
+        ..StoreOptions::default()
+    };
+    let folder = strace::folder_of_child();
+    let store = FeatureStore::open(&folder, definitions(), &options).unwrap();
+    let mut refused = 0;
+    for number in 0..BATCHES {
+        let events = batch(&store, number);
+        let done = Box::new(move |answer: Result<_, _>| {
+            answer.unwrap();
+            println!("\nacked {number}");
+        });
+        if let Err(overloaded) = store.submit_events(events, START_MS, done) {
+            assert!(overloaded.retry_after_ms > 0);
+            refused += 1;
+        }
+        let queued = usize::try_from(store.stats().queued_bytes).unwrap();
+        assert!(queued <= QUEUE_BYTES, "{queued} bytes wait");
+    }
+    assert!(refused > 0, "nothing was refused");
+    drop(store);
+    println!("\nended");
 }

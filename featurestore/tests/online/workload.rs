@@ -169,6 +169,16 @@ pub(crate) fn check(folder: &Path, told: &Told) {
     assert!(served.is_empty(), "found more than once: {served:?}");
 }
 
+/// These batches of events are there, and all that is there is folded.
+pub(crate) fn check_events(folder: &Path, acked: &[u64]) {
+    let store = open(folder);
+    check_state(&store);
+    for &number in acked {
+        let again = store.ingest_events_blocking(batch(&store, number), START_MS);
+        assert_eq!(again.unwrap().duplicates, BATCH, "batch {number}");
+    }
+}
+
 /// The folded state holds each logged event once, and whole batches only.
 fn check_state(store: &FeatureStore) {
     let service = store.definitions().service("delay").unwrap();
