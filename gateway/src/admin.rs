@@ -65,6 +65,7 @@ impl Admin {
                 let name = asked.named("service");
                 self.read_features(name, asked.body()?).await
             }
+            Action::BackUp => self.back_up(asked.body()?).await,
             Action::ListModels => self.model_list().await,
             Action::ShowRun => self.run(asked.named("run")).await,
             Action::Promote | Action::RollBack | Action::Train | Action::SetAlias => {

@@ -4,6 +4,7 @@
 //! tenth of a second. Feature commands open the data folder, which one process may do at a time.
 
 mod admin_client;
+mod backup;
 mod feature;
 mod key;
 mod model;
@@ -45,6 +46,8 @@ pub(crate) enum Command {
     /// Feature definitions, history, training rows
     #[command(subcommand)]
     Feature(feature::FeatureCommand),
+    /// Copy the data folder, beside a running gateway or without one
+    Backup(backup::BackupArgs),
     /// Keys of the API: who may call
     #[command(subcommand)]
     Key(key::KeyCommand),
@@ -93,6 +96,7 @@ pub(crate) fn run(command: Command) -> Result<()> {
         Command::Check(project) => check(&project),
         Command::Model(command) => block_on(model::run(command)),
         Command::Feature(command) => feature::run(command),
+        Command::Backup(args) => backup::run(&args),
         Command::Key(command) => key::run(command),
         Command::Routes => print_json(&routes()),
         Command::Run(command) => block_on(run::run(command)),

@@ -46,6 +46,7 @@ use owner::{Foundation, Owner};
 use sealing::Sealing;
 use shelf::{Shelf, ShelfOptions};
 
+pub(crate) use last_good::NAME as LAST_GOOD;
 pub(crate) use loops::RequestError;
 
 /// How often the registry is looked at when nothing is under way.
@@ -55,7 +56,7 @@ const BUSY: Duration = Duration::from_millis(25);
 /// How often loops are ticked in live mode.
 const TICK: Duration = Duration::from_secs(1);
 /// The registry's file in the data folder.
-const REGISTRY: &str = "registry.db";
+pub(crate) const REGISTRY: &str = "registry.db";
 /// Commands that may wait; beyond it the admin interface sheds.
 const COMMANDS_MAX: usize = 64;
 

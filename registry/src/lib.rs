@@ -30,7 +30,7 @@ pub use model::{
     UnknownVersion,
 };
 pub use names::{AliasName, Digest, ModelName, NameError, RunId, Version};
-pub use open::{DatabaseError, LookupError, OpenError, Registry, RegistryOptions};
+pub use open::{CopyError, DatabaseError, LookupError, OpenError, Registry, RegistryOptions};
 pub use run::{
     Dataset, LogError, LoggedDataset, Metric, NewRun, Run, RunEnded, RunError, RunStatus,
     RunSummary, UnknownRun,

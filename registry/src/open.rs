@@ -93,6 +93,27 @@ impl Registry {
         self.writer.close().await;
     }
 
+    /// Copies the database, as it is, into a file that does not exist yet, on disk when this returns.
+    /// Artifacts are not copied: those that it names are there, and files of artifacts never change.
+    ///
+    /// # Errors
+    /// The file exists or cannot be written, or the database cannot be read.
+    pub async fn copy_database(&self, to: &std::path::Path) -> Result<(), CopyError> {
+        let failed = |source| CopyError::Write {
+            path: to.to_owned(),
+            source,
+        };
+        let name = to
+            .to_str()
+            .ok_or_else(|| failed(std::io::Error::other("its name is not Unicode")))?;
+        sqlx::query("VACUUM INTO ?")
+            .bind(name)
+            .execute(&self.readers)
+            .await?;
+        let file = tokio::fs::File::open(to).await.map_err(failed)?;
+        file.sync_all().await.map_err(failed)
+    }
+
     /// One snapshot for several reads.
     pub(crate) async fn read(&self) -> Result<Transaction<'static, Sqlite>, sqlx::Error> {
         self.readers.begin().await
@@ -102,6 +123,23 @@ impl Registry {
     pub(crate) async fn write(&self) -> Result<Transaction<'static, Sqlite>, sqlx::Error> {
         self.writer.begin_with("BEGIN IMMEDIATE").await
     }
+}
+
+/// Why a registry could not be copied.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum CopyError {
+    /// The copy could not be written.
+    #[error("could not write {}: {source}", path.display())]
+    Write {
+        /// The copy.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The database could not be read, or not into this file.
+    #[error("registry: {0}")]
+    Database(#[from] sqlx::Error),
 }
 
 /// Why a registry could not be opened.

@@ -3,7 +3,7 @@
 
 use std::ops::ControlFlow;
 
-use featurestore::FeatureStore;
+use featurestore::{BackupError, FeatureStore};
 use serde_json::{Map, Value, json};
 
 use super::answer::Refusal;
@@ -65,6 +65,25 @@ impl Admin {
             told.map_err(|error| Refusal::failed(error.to_string()))?
         };
         Ok(serde_json::to_value(told)?)
+    }
+
+    /// Copies the store into a folder of this machine that does not exist yet (`to`, absolute).
+    pub(super) async fn back_up(&self, mut body: Body) -> Result<Value, Refusal> {
+        const TO: &str = "the absolute path of a folder that does not exist yet";
+        let store = self.store()?.clone();
+        let to: std::path::PathBuf = body.take("to", TO)?;
+        body.end()?;
+        if !to.is_absolute() {
+            return Err(Refusal::value("to", &to.to_string_lossy(), TO));
+        }
+        match tokio::task::spawn_blocking(move || store.backup(&to)).await {
+            Ok(Ok(backed_up)) => Ok(serde_json::to_value(backed_up)?),
+            Ok(Err(error @ (BackupError::Exists { .. } | BackupError::Inside { .. }))) => {
+                Err(Refusal::conflict(error.to_string()))
+            }
+            Ok(Err(error)) => Err(Refusal::failed(error.to_string())),
+            Err(error) => Err(Refusal::failed(error.to_string())),
+        }
     }
 
     fn store(&self) -> Result<&FeatureStore, Refusal> {

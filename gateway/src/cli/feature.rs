@@ -80,13 +80,17 @@ fn store(project: Project) -> Result<FeatureStore> {
 }
 
 /// [`store`], for those who know what to do when another process has it.
-fn open(project: Project) -> Result<FeatureStore, OpenError> {
+pub(super) fn open(project: Project) -> Result<FeatureStore, OpenError> {
     let definitions = Arc::new(project.definitions);
     FeatureStore::open(&project.data, definitions, &StoreOptions::default())
 }
 
 /// What the gateway's admin interface answers.
-async fn ask(call: Call<'_>, address: SocketAddr, tls: Option<&TlsFiles>) -> Result<Value> {
+pub(super) async fn ask(
+    call: Call<'_>,
+    address: SocketAddr,
+    tls: Option<&TlsFiles>,
+) -> Result<Value> {
     let (status, body) = call.of(address, tls).await?;
     let body: Value = serde_json::from_slice(&body).unwrap_or_default();
     if !status.is_success() {

@@ -13,7 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::prepare::Origin;
 
-const NAME: &str = "last-good.json";
+/// The file in the data folder.
+pub(crate) const NAME: &str = "last-good.json";
 const STAGED: &str = "last-good.json.new";
 /// A reader refuses a format that it does not know.
 const FORMAT: u32 = 1;

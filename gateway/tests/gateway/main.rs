@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod admin;
+mod backup;
 mod conformance;
 mod dear;
 mod docs_of_faults;
