@@ -322,7 +322,9 @@ impl FeatureStore {
             sealed += seal_file(&shared.offline.predictions, &file, &shared.metrics)?;
         }
         sealed += seal_labels(&shared.tables, &shared.offline.labels)?;
-        sealed += seal_events(&shared.tables, &shared.schemas, &shared.offline.events)?;
+        let (last_seq, _) = *locked(&shared.counters);
+        let log = (&shared.tables, &shared.schemas);
+        sealed += seal_events(log, &shared.offline.events, last_seq)?;
         Ok(sealed)
     }
 

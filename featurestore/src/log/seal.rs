@@ -22,11 +22,12 @@ use crate::predictions::Sealed;
 /// Events between two changes of the manifest: bounds the work that a crash undoes.
 const CHUNK_EVENTS: u64 = 1 << 20;
 
-/// Brings every event that the log holds beyond the seal into the table.
+/// Brings the events beyond the seal into the table, up to number `until`: what is acknowledged. An
+/// import may have put entries into the log that it has not acknowledged yet.
 pub(crate) fn seal_events(
-    tables: &Tables,
-    schemas: &Schemas,
+    (tables, schemas): (&Tables, &Schemas),
     events: &Arc<Table>,
+    until: u64,
 ) -> Result<Sealed, SealError> {
     let mut sealed = Sealed::default();
     loop {
@@ -38,7 +39,7 @@ pub(crate) fn seal_events(
             last: sealed_seq,
             files: Vec::new(),
         };
-        chunk.take(tables)?;
+        chunk.take(tables, until)?;
         if chunk.last < chunk.first {
             return Ok(sealed);
         }
@@ -68,11 +69,14 @@ struct Chunk<'a> {
 }
 
 impl Chunk<'_> {
-    fn take(&mut self, tables: &Tables) -> Result<(), SealError> {
+    fn take(&mut self, tables: &Tables, until: u64) -> Result<(), SealError> {
         let entries = tables.scan(Column::Events, &Key::Event(self.first).to_bytes());
         for pair in entries {
             let (key, value) = pair.map_err(|error| SealError::Database(error.to_string()))?;
             let seq = Key::number(&key).unwrap_or_default();
+            if seq > until {
+                break;
+            }
             if seq != self.last + 1 {
                 let problem = format!("event {} is missing in the log", self.last + 1);
                 return Err(SealError::Database(problem));
