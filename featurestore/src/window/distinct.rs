@@ -4,8 +4,8 @@
 //! collide: one in 130,000 at 256 values). Beyond that 2,048 registers keep the longest run of zeros of
 //! their hashes (Flajolet et al. 2007): standard error 2.3 %, good to some 10^8 values. Which of the two
 //! a tile holds depends on its set of values alone, and both merge by union.
-//! Costs 4 bytes a value and then 2 KiB a tile in memory, 1.3 KB encoded; a read over registers a few
-//! microseconds, no allocation.
+//! Costs 4 bytes a value and then 2 KiB a tile in memory, 1.3 KB encoded; a read merges
+//! the registers or hashes of its tiles, without allocation.
 
 use std::f64::consts::LN_2;
 

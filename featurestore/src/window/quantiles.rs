@@ -6,7 +6,7 @@
 //! most: where its values need more (at 0.8 % they span more than 256 to 1), neighbours become one,
 //! which doubles the error, and again at most five times. How coarse a tile is depends on its set of
 //! values alone. Costs 16 bytes a bucket in memory, 2 to 3 encoded; a read walks the buckets of its
-//! tiles, microseconds, no allocation. Why not KLL: `docs/decisions/015`.
+//! tiles, without allocation. Why not KLL: `docs/decisions/015`.
 
 use super::codec::{ROWS_MAX, StateError, impossible, take, take_byte};
 use crate::definition::WINDOW_TILES;
