@@ -171,6 +171,23 @@ impl Reader<'_> {
         }
     }
 
+    /// The rows of a service from a request's tensors; `None`, with the cause in the log, where the
+    /// store fails.
+    pub(crate) async fn rows(
+        self,
+        service: &Arc<Service>,
+        columns: &[NamedTensor],
+    ) -> Result<Option<Features>, InputError> {
+        let known = |column: &&NamedTensor| service.request_field(&column.name).is_none();
+        if let Some(unknown) = columns.iter().find(known) {
+            let name = unknown.name.clone();
+            return Err(InputError::Unknown { name });
+        }
+        let requests = self.requests(service, columns)?;
+        let read = self.rows_of(service, &service.id().into(), requests).await;
+        Ok(read.map(|(_, features)| features))
+    }
+
     /// The inputs for another version than the one that `inputs` were assembled for.
     pub(crate) async fn bind<'i>(
         self,

@@ -31,6 +31,7 @@ use crate::ingest;
 use crate::metrics::Outcome;
 use crate::oip;
 use crate::predict::Desk;
+use crate::route::Named;
 use crate::serve::Core;
 
 pub(crate) use routes::ROUTES;
@@ -93,7 +94,10 @@ async fn answer(
 ) -> Result<Answer, Refusal> {
     let core = &*desk.core;
     Ok(match matched.endpoint() {
-        Endpoint::Infer => infer::infer(desk, matched.target()?, received).await?,
+        Endpoint::Infer => match matched.asked()? {
+            Named::Model(target) => infer::infer(desk, target, received).await?,
+            Named::Service(asked) => infer::rows(desk, &asked, received).await?,
+        },
         Endpoint::Server => json(&oip::server_metadata(core.extensions())),
         Endpoint::Live => json(&json!({"live": true})),
         Endpoint::Ready => {
@@ -101,16 +105,12 @@ async fn answer(
             ready_or_not(ready, &json!({"ready": ready, "live": true}))
         }
         Endpoint::Models => json(&describe::model_names(core)),
-        Endpoint::Model => json(&describe::model_metadata(core, &matched.target()?)?),
+        Endpoint::Model => json(&describe::model_metadata(core, &matched.asked()?)?),
         Endpoint::ModelReady => {
-            let target = matched.target()?;
-            let ready = describe::model_ready(core, &target)?;
-            ready_or_not(
-                ready,
-                &json!({"name": target.model.as_str(), "ready": ready}),
-            )
+            let (name, ready) = describe::model_ready(core, &matched.asked()?)?;
+            ready_or_not(ready, &json!({"name": name, "ready": ready}))
         }
-        Endpoint::ModelConfig => json(&describe::model_config(core, &matched.target()?)?),
+        Endpoint::ModelConfig => json(&describe::model_config(core, &matched.asked()?)?),
         Endpoint::Statistics => json(&describe::statistics(core, matched.named()?.as_ref())?),
         Endpoint::RepositoryIndex => {
             let body = body::read(received.headers, received.body, &core.limits).await?;
@@ -148,7 +148,7 @@ async fn trace_settings(
     const FIXED: &str = "traces are not offered";
     if let Some(target) = matched.named()? {
         // Those of an unknown model are not found.
-        describe::model_metadata(core, &target)?;
+        describe::model_metadata(core, &Named::Model(target))?;
     }
     let settings = describe::trace_settings();
     if matched.endpoint() == Endpoint::TraceSettings {

@@ -16,6 +16,7 @@ mod control;
 mod cost;
 mod execute;
 mod feast;
+mod feature_rows;
 mod features;
 mod grpc;
 mod http;

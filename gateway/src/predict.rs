@@ -98,8 +98,7 @@ impl Desk {
     /// runs in the pool, only if its line is short enough. `bytes` is what the head says of the body.
     pub(crate) fn enter(&self, target: &Target, bytes: usize) -> Result<Place, PredictError> {
         let core = &*self.core;
-        let enter = core.admission.enter_with(bytes);
-        let mut place = enter.map_err(|limit| self.overloaded(limit, Duration::ZERO))?;
+        let mut place = self.enter_process(bytes)?;
         let table = core.table.snapshot();
         let model = route::model(table.as_deref(), target)?;
         let refused = match place.join(&model.places) {
@@ -111,6 +110,12 @@ impl Desk {
             Some(Limit::Wait(wait)) => Err(self.overloaded(Limit::Wait(wait), wait).into()),
             Some(limit) => Err(self.overloaded(limit, Duration::ZERO).into()),
         }
+    }
+
+    /// Gives a request that no model answers its place.
+    pub(crate) fn enter_process(&self, bytes: usize) -> Result<Place, Overloaded> {
+        let enter = self.core.admission.enter_with(bytes);
+        enter.map_err(|limit| self.overloaded(limit, Duration::ZERO))
     }
 
     /// Takes a place with the routed model, and its deadline.

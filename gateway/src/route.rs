@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use featurestore::Role;
-use registry::ModelName;
+use registry::{ModelName, NameError};
 
 use crate::table::{LoadedVersion, ModelTable, ServedModel};
 
@@ -18,6 +18,41 @@ pub(crate) struct Target {
     /// A number or an alias.
     pub version: Option<Box<str>>,
 }
+
+/// A feature service that is asked as a model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct AskedService {
+    /// `name@version`.
+    pub id: Box<str>,
+    /// The version once more, where a request names one as it would a model's.
+    pub version: Option<Box<str>>,
+}
+
+/// What a request names.
+#[derive(Clone, Debug)]
+pub(crate) enum Named {
+    Model(Target),
+    /// By a name with an `@`, which no model's has.
+    Service(AskedService),
+}
+
+impl Named {
+    /// Reads the name of a model or service, and the version beside it.
+    pub(crate) fn parse(name: &str, version: Option<&str>) -> Result<Self, NameError> {
+        let version = version.map(Into::into);
+        match name.parse() {
+            Ok(model) => Ok(Self::Model(Target { model, version })),
+            Err(_) if name.contains('@') => {
+                let id = name.chars().take(ID_CHARS_MAX).collect::<String>().into();
+                Ok(Self::Service(AskedService { id, version }))
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// No service's id is longer, and an error repeats no more.
+const ID_CHARS_MAX: usize = 128;
 
 /// The version that is to answer, and its model.
 pub(crate) struct Route<'t> {
@@ -33,6 +68,8 @@ pub(crate) enum RouteError {
     UnknownModel { model: ModelName },
     #[error("model `{model}` has no loaded version `{version}`")]
     UnknownVersion { model: ModelName, version: Box<str> },
+    #[error("unknown feature service `{id}`")]
+    UnknownService { id: Box<str> },
     #[error("model `{model}` has no version ready")]
     NotReady { model: ModelName },
 }

@@ -20,7 +20,9 @@ use crate::metrics::Metrics;
 use crate::reaper::{Reaper, Retired};
 
 pub(crate) use statistics::{Leaf, Timed, Totals};
-pub(crate) use version::{BindError, Labels, LoadedVersion, NewVersion, RunFailure, Seat, Seats};
+pub(crate) use version::{
+    BindError, Labels, LoadedVersion, NewVersion, RunFailure, Seat, Seats, request_tensors,
+};
 
 /// The alias whose version answers.
 pub(crate) const CHAMPION: &str = "champion";

@@ -2,6 +2,7 @@
 
 use featurestore::{FieldProblem, ReadError, RequestError};
 
+use crate::cold::ColdReadError;
 use crate::ingest::IngestRefusal;
 use crate::oip::JsonError;
 
@@ -128,6 +129,8 @@ pub(crate) enum FeastError {
     Ingest(#[from] IngestRefusal),
     #[error("features are not available")]
     Read(#[from] ReadError),
+    #[error("features are not available: {0}")]
+    Cold(#[from] ColdReadError),
 }
 
 impl FeastError {

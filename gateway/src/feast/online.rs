@@ -2,10 +2,11 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::time::Instant;
 
 use featurestore::{
     Definitions, FeatureOrigin, FeatureRow, FeatureStore, Field, FieldType, Service, Status, Value,
-    View, ViewKeys,
+    View, ViewKeys, ViewRows,
 };
 
 use super::FeastRules;
@@ -14,29 +15,38 @@ use super::columns::Columns;
 use super::error::{FeastError, shown};
 use super::request::OnlineRequest;
 use super::selection::{Selection, name, refuse_collisions};
+use crate::cold::ColdReads;
 use crate::serve::Core;
 
 /// Answers one request of that time: the body of the answer.
 ///
 /// # Errors
 /// When the request is wrong, or the store cannot be read.
-pub(crate) fn online_features(core: &Core, body: &[u8], at_ms: i64) -> Result<Vec<u8>, FeastError> {
+pub(crate) async fn online_features(
+    core: &Core,
+    body: &[u8],
+    at_ms: i64,
+    until: Instant,
+) -> Result<Vec<u8>, FeastError> {
     let request = OnlineRequest::decode(body)?;
     let desk = Desk {
         store: core.store.as_ref().ok_or(FeastError::NoStore)?,
+        cold: (&core.cold, until),
         rows_max: core.limits.rows_max,
         rules: core.feast,
         at_ms,
     };
     match &request.service {
-        Some(service) => desk.of_service(service, &request),
-        None => desk.of_views(&request),
+        Some(service) => desk.of_service(service, &request).await,
+        None => desk.of_views(&request).await,
     }
 }
 
 /// What every request is answered with.
 struct Desk<'s> {
     store: &'s FeatureStore,
+    /// Who reads what is not in memory, and until when.
+    cold: (&'s ColdReads, Instant),
     rows_max: usize,
     rules: FeastRules,
     at_ms: i64,
@@ -47,7 +57,7 @@ impl Desk<'_> {
         self.store.definitions()
     }
 
-    fn of_views(&self, request: &OnlineRequest<'_>) -> Result<Vec<u8>, FeastError> {
+    async fn of_views(&self, request: &OnlineRequest<'_>) -> Result<Vec<u8>, FeastError> {
         let selection = Selection::resolve(self.definitions(), &request.features)?;
         let keyless = selection.views.iter().all(|view| view.keys.is_empty());
         let rows = match keyless && request.entities.is_empty() {
@@ -55,15 +65,15 @@ impl Desk<'_> {
             false => request.entities.rows(self.rows_max)?,
         };
         let keys = JoinKeys::read(&selection.views, &request.entities)?;
-        let mut names: Vec<_> = keys
+        // Owned: the keys may go to another thread.
+        let key_names = keys
             .echoed()
-            .map(|key| Cow::Borrowed(&*key.field.name))
-            .collect();
+            .map(|key| Cow::Owned(key.field.name.to_string()));
+        let mut names: Vec<_> = key_names.collect();
         names.extend(selection.names(request.full_names));
         refuse_collisions(&names, request.full_names)?;
 
-        let asked: Vec<_> = selection.views.iter().map(|view| keys.of(view)).collect();
-        let found = self.store.read_views(&asked, rows)?;
+        let (keys, found) = self.read_views(&selection, keys, rows).await?;
         let readings: Vec<_> = found
             .iter()
             .map(|rows| match self.rules.compat {
@@ -96,7 +106,7 @@ impl Desk<'_> {
         Ok(answer.finish(&names, request.with_versions.then_some(views)))
     }
 
-    fn of_service(
+    async fn of_service(
         &self,
         service: &str,
         request: &OnlineRequest<'_>,
@@ -112,7 +122,7 @@ impl Desk<'_> {
         names.extend(column_names(service, request.full_names));
         refuse_collisions(&names, request.full_names)?;
 
-        let rows = self.store.read_rows(service, &asked, self.at_ms)?;
+        let (asked, rows) = self.read_rows(service, asked).await?;
         let mut answer = Answer::new(rows.len() * names.len(), self.rules);
         let mut cells = Cells::default();
         for field in keys {
@@ -133,23 +143,68 @@ impl Desk<'_> {
         let views = service.needed_views().iter().map(|view| &**view);
         Ok(answer.finish(&names, request.with_versions.then_some(views)))
     }
+
+    /// The states of the selection's views at one cut: in place where all is in memory.
+    async fn read_views(
+        &self,
+        selection: &Selection<'_>,
+        keys: JoinKeys,
+        rows: usize,
+    ) -> Result<(JoinKeys, Vec<ViewRows>), FeastError> {
+        let asked: Vec<_> = selection.views.iter().map(|view| keys.of(view)).collect();
+        let found = self.store.views_in_memory(&asked, rows)?;
+        drop(asked);
+        if let Some(found) = found {
+            return Ok((keys, found));
+        }
+        let views: Vec<_> = selection
+            .views
+            .iter()
+            .map(|&view| Arc::clone(view))
+            .collect();
+        let (store, (cold, until)) = (self.store.clone(), self.cold);
+        let read = move || {
+            let asked: Vec<_> = views.iter().map(|view| keys.of(view)).collect();
+            let found = store.read_views(&asked, rows);
+            found.map(|found| (keys, found))
+        };
+        Ok(cold.run(until, read).await??)
+    }
+
+    /// The requests and their rows: in place where all is in memory.
+    async fn read_rows(
+        &self,
+        service: &Arc<Service>,
+        requests: Vec<Vec<Value>>,
+    ) -> Result<(Vec<Vec<Value>>, Vec<FeatureRow>), FeastError> {
+        let at_ms = self.at_ms;
+        if let Some(rows) = self.store.rows_in_memory(service, &requests, at_ms)? {
+            return Ok((requests, rows));
+        }
+        let (store, service, (cold, until)) = (self.store.clone(), Arc::clone(service), self.cold);
+        let read = move || {
+            let rows = store.read_rows(&service, &requests, at_ms);
+            rows.map(|rows| (requests, rows))
+        };
+        Ok(cold.run(until, read).await??)
+    }
 }
 
 /// The columns of join keys, each once however many views share it.
-struct JoinKeys<'d>(Vec<JoinKey<'d>>);
+struct JoinKeys(Vec<JoinKey>);
 
-struct JoinKey<'d> {
-    field: &'d Field,
+struct JoinKey {
+    field: Field,
     values: Vec<Value>,
 }
 
-impl<'d> JoinKeys<'d> {
+impl JoinKeys {
     /// Reads the keys of the views; a key of another type in another view is a column of its own.
-    fn read(views: &[&'d Arc<View>], entities: &Columns<'_>) -> Result<Self, FeastError> {
-        let mut keys: Vec<JoinKey<'d>> = Vec::new();
+    fn read(views: &[&Arc<View>], entities: &Columns<'_>) -> Result<Self, FeastError> {
+        let mut keys: Vec<JoinKey> = Vec::new();
         for view in views {
             for field in &view.keys {
-                if keys.iter().any(|known| known.field == field) {
+                if keys.iter().any(|known| known.field == *field) {
                     continue;
                 }
                 let column = entities
@@ -159,6 +214,7 @@ impl<'d> JoinKeys<'d> {
                         of: format!("feature view {}", view.name),
                     })?;
                 let values = column.of_field(field)?;
+                let field = field.clone();
                 keys.push(JoinKey { field, values });
             }
         }
@@ -168,7 +224,7 @@ impl<'d> JoinKeys<'d> {
     /// The columns of one view.
     fn of<'k>(&'k self, view: &'k Arc<View>) -> ViewKeys<'k> {
         let column = |field: &Field| {
-            let key = self.0.iter().find(|key| key.field == field);
+            let key = self.0.iter().find(|key| key.field == *field);
             key.map_or(&[][..], |key| &key.values)
         };
         ViewKeys {
@@ -178,8 +234,8 @@ impl<'d> JoinKeys<'d> {
     }
 
     /// The keys that the answer begins with: each name once.
-    fn echoed(&self) -> impl Iterator<Item = &JoinKey<'d>> {
-        let is_first = |(k, key): &(usize, &JoinKey<'_>)| {
+    fn echoed(&self) -> impl Iterator<Item = &JoinKey> {
+        let is_first = |(k, key): &(usize, &JoinKey)| {
             self.0[..*k]
                 .iter()
                 .all(|before| before.field.name != key.field.name)

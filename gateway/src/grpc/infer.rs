@@ -12,11 +12,13 @@ use super::message::{
 };
 use super::{model, status, tensor};
 use crate::admission::Place;
+use crate::feature_rows::{self, FeatureRows, RowsCall};
 use crate::metrics::{Operation, Outcome};
 use crate::oip::{
     DecodeError, EncodeError, InferRequest, Parameter, ParameterError, Response, WantedOutput,
 };
 use crate::predict::{Call, Desk, Wire, predict};
+use crate::route::Named;
 use crate::serve::Core;
 
 /// In replay mode the request's time, milliseconds since the Unix epoch.
@@ -105,16 +107,31 @@ async fn attempt(
     head: Head,
     place: Place,
 ) -> Result<ModelInferResponse, Status> {
-    let call = Call {
-        target: model::target(&asked.model_name, &asked.model_version)?,
-        place,
-        arrived: head.arrived,
-        at_ms: desk.core.clock.request_ms(head.named_ms),
-        probe: head.probe,
+    let arrived = head.arrived;
+    let at_ms = desk.core.clock.request_ms(head.named_ms);
+    let answered = match model::named(&asked.model_name, &asked.model_version)? {
+        Named::Model(target) => {
+            let call = Call {
+                target,
+                place,
+                arrived,
+                at_ms,
+                probe: head.probe,
+            };
+            predict(desk, call, Grpc::new(asked, head.timeout)).await
+        }
+        Named::Service(service) => {
+            let rows = FeatureRows::find(&desk.core, &service);
+            let call = RowsCall {
+                rows: rows.map_err(|error| status::of_route(&error))?,
+                place,
+                arrived,
+                at_ms,
+            };
+            feature_rows::rows(desk, call, Grpc::new(asked, head.timeout)).await
+        }
     };
-    predict(desk, call, Grpc::new(asked, head.timeout))
-        .await
-        .map_err(|error| status::of_predict(&error))
+    answered.map_err(|error| status::of_predict(&error))
 }
 
 /// A request on its way into the engine's types.

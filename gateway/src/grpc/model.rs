@@ -1,6 +1,6 @@
 //! What is served: readiness, metadata, configuration.
 
-use engine::{DataType, TensorSpec};
+use engine::{DataType, Signature, TensorSpec};
 use registry::ModelName;
 use tonic::Status;
 
@@ -11,8 +11,9 @@ use super::message::{
     ServerReadyResponse, TensorMetadata,
 };
 use super::status;
+use crate::feature_rows::FeatureRows;
 use crate::oip;
-use crate::route::{self, RouteError, Target};
+use crate::route::{self, Named, RouteError, Target};
 use crate::serve::Core;
 use crate::table::{LoadedVersion, ServedModel};
 
@@ -45,10 +46,19 @@ pub(super) fn target(model: &str, version: &str) -> Result<Target, Status> {
     Ok(Target { model, version })
 }
 
+/// The model or feature service that a message names.
+pub(super) fn named(name: &str, version: &str) -> Result<Named, Status> {
+    let version = (!version.is_empty()).then_some(version);
+    Named::parse(name, version).map_err(|error| status::of_name(&error))
+}
+
 /// Unknown models are not ready, as Triton has it; that is no error.
 pub(super) fn model_ready(core: &Core, asked: &ModelReadyRequest) -> ModelReadyResponse {
-    let known = target(&asked.name, &asked.version)
-        .is_ok_and(|target| of_version(core, &target, |_, _| ()).is_ok());
+    let known = match named(&asked.name, &asked.version) {
+        Ok(Named::Model(target)) => of_version(core, &target, |_, _| ()).is_ok(),
+        Ok(Named::Service(asked)) => FeatureRows::find(core, &asked).is_ok(),
+        Err(_) => false,
+    };
     ModelReadyResponse {
         ready: known && !core.is_draining(),
     }
@@ -66,15 +76,28 @@ pub(super) fn metadata(
         };
         specs.iter().map(tensor).collect()
     };
-    let target = target(&asked.name, &asked.version)?;
-    let metadata = of_version(core, &target, |model, version| ModelMetadataResponse {
-        name: model.name.to_string(),
-        versions: model.versions.keys().map(u32::to_string).collect(),
+    let described = |name: &str, versions, signature: &Signature| ModelMetadataResponse {
+        name: name.to_owned(),
+        versions,
         platform: oip::PLATFORM.to_owned(),
-        inputs: tensors(&version.public.inputs),
-        outputs: tensors(&version.public.outputs),
+        inputs: tensors(&signature.inputs),
+        outputs: tensors(&signature.outputs),
         properties: Default::default(),
-    });
+    };
+    let metadata = match named(&asked.name, &asked.version)? {
+        Named::Model(target) => of_version(core, &target, |model, version| {
+            let versions = model.versions.keys().map(u32::to_string).collect();
+            described(&model.name, versions, &version.public)
+        }),
+        Named::Service(asked) => FeatureRows::find(core, &asked).map(|rows| {
+            let versions = vec![rows.version().to_owned()];
+            let properties = [("features".to_owned(), rows.columns())].into();
+            ModelMetadataResponse {
+                properties,
+                ..described(rows.name(), versions, rows.signature())
+            }
+        }),
+    };
     metadata.map_err(|error| status::of_route(&error))
 }
 
@@ -84,9 +107,8 @@ pub(super) fn config(
     core: &Core,
     asked: &ModelConfigRequest,
 ) -> Result<ModelConfigResponse, Status> {
-    let target = target(&asked.name, &asked.version)?;
-    let config = of_version(core, &target, |model, version| {
-        let batches = oip::takes_batches(&version.public);
+    let described = |name: &str, signature: &Signature| {
+        let batches = oip::takes_batches(signature);
         let rows_max = i32::try_from(core.limits.rows_max).unwrap_or(i32::MAX);
         let dims = |spec: &TensorSpec| spec.shape[usize::from(batches)..].to_vec();
         let input = |spec: &TensorSpec| ModelInput {
@@ -100,15 +122,24 @@ pub(super) fn config(
             dims: dims(spec),
         };
         ModelConfig {
-            name: model.name.to_string(),
+            name: name.to_owned(),
             platform: oip::PLATFORM.to_owned(),
             backend: "onnx".to_owned(),
             max_batch_size: if batches { rows_max } else { 0 },
-            input: version.public.inputs.iter().map(input).collect(),
-            output: version.public.outputs.iter().map(output).collect(),
+            input: signature.inputs.iter().map(input).collect(),
+            output: signature.outputs.iter().map(output).collect(),
             model_transaction_policy: Some(ModelTransactionPolicy { decoupled: false }),
         }
-    });
+    };
+    let config = match named(&asked.name, &asked.version)? {
+        Named::Model(target) => of_version(core, &target, |model, version| {
+            described(&model.name, &version.public)
+        }),
+        Named::Service(asked) => {
+            let rows = FeatureRows::find(core, &asked);
+            rows.map(|rows| described(rows.name(), rows.signature()))
+        }
+    };
     let config = config.map_err(|error| status::of_route(&error))?;
     Ok(ModelConfigResponse {
         config: Some(config),

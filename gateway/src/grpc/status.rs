@@ -43,9 +43,9 @@ pub(super) fn of_predict(error: &PredictError) -> Status {
 pub(super) fn of_route(error: &RouteError) -> Status {
     let message = error.to_string();
     match error {
-        RouteError::UnknownModel { .. } | RouteError::UnknownVersion { .. } => {
-            Status::not_found(message)
-        }
+        RouteError::UnknownModel { .. }
+        | RouteError::UnknownVersion { .. }
+        | RouteError::UnknownService { .. } => Status::not_found(message),
         RouteError::NotReady { .. } => Status::unavailable(message),
     }
 }

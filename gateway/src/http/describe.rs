@@ -2,13 +2,13 @@
 //!
 //! Each reads one snapshot of the model table and nothing else.
 
-use engine::Signature;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::status::Refusal;
+use crate::feature_rows::FeatureRows;
 use crate::oip;
-use crate::route::{self, Target};
+use crate::route::{self, Named, Target};
 use crate::serve::Core;
 use crate::table::{LoadedVersion, ServedModel, Totals};
 
@@ -19,23 +19,44 @@ pub(super) fn model_names(core: &Core) -> Value {
     json!({"models": names})
 }
 
-pub(super) fn model_metadata(core: &Core, target: &Target) -> Result<Value, Refusal> {
+pub(super) fn model_metadata(core: &Core, asked: &Named) -> Result<Value, Refusal> {
+    let target = match asked {
+        Named::Model(target) => target,
+        Named::Service(asked) => {
+            let rows = FeatureRows::find(core, asked)?;
+            let versions = [rows.version().to_owned()];
+            let mut metadata = oip::model_metadata(rows.name(), &versions, rows.signature());
+            metadata["properties"] = json!({"features": rows.columns()});
+            return Ok(metadata);
+        }
+    };
     of_version(core, target, |model, version| {
         let versions: Vec<String> = model.versions.keys().map(u32::to_string).collect();
         oip::model_metadata(&model.name, &versions, &version.public)
     })
 }
 
-pub(super) fn model_config(core: &Core, target: &Target) -> Result<Value, Refusal> {
-    of_version(core, target, |model, version| {
-        let signature: &Signature = &version.public;
-        oip::model_config(&model.name, signature, core.limits.rows_max)
-    })
+pub(super) fn model_config(core: &Core, asked: &Named) -> Result<Value, Refusal> {
+    let rows_max = core.limits.rows_max;
+    match asked {
+        Named::Model(target) => of_version(core, target, |model, version| {
+            oip::model_config(&model.name, &version.public, rows_max)
+        }),
+        Named::Service(asked) => {
+            let rows = FeatureRows::find(core, asked)?;
+            Ok(oip::model_config(rows.name(), rows.signature(), rows_max))
+        }
+    }
 }
 
-/// Whether the version, or without one the model, answers now; false while the process ends.
-pub(super) fn model_ready(core: &Core, target: &Target) -> Result<bool, Refusal> {
-    of_version(core, target, |_, _| !core.is_draining())
+/// The name of what is asked for, and whether the version, or without one the model, answers now; false
+/// while the process ends.
+pub(super) fn model_ready(core: &Core, asked: &Named) -> Result<(String, bool), Refusal> {
+    let name = match asked {
+        Named::Model(target) => of_version(core, target, |model, _| model.name.to_string())?,
+        Named::Service(asked) => FeatureRows::find(core, asked)?.name().to_owned(),
+    };
+    Ok((name, !core.is_draining()))
 }
 
 fn of_version<T>(

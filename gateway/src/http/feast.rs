@@ -77,7 +77,9 @@ async fn online_features(core: &Core, received: Received<'_>) -> Result<Answer, 
     let at_ms = request_ms(core, received.headers)?;
     let body = body::read(received.headers, received.body, &core.limits).await?;
     place.hold(body.len())?;
-    Ok(ok(feast::online_features(core, &body, at_ms)?.into()))
+    let until = received.arrived + core.limits.deadline;
+    let answer = feast::online_features(core, &body, at_ms, until).await?;
+    Ok(ok(answer.into()))
 }
 
 async fn materialize(

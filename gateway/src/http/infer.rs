@@ -11,10 +11,10 @@ use hyper::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 
 use super::status::Refusal;
 use super::{Answer, Received, body, ok, request_ms};
+use crate::feature_rows::{self, FeatureRows, RowsCall};
 use crate::oip::{self, DecodeError, EncodeError, Encoded, InferRequest, Response};
 use crate::predict::{Call, Desk, Wire, predict};
-use crate::route::{self, Target};
-use crate::serve::Core;
+use crate::route::{self, AskedService, Target};
 
 /// `false` makes a prediction a probe: answered, not recorded.
 const RECORD_HEADER: &str = "loopgate-record";
@@ -30,7 +30,12 @@ pub(super) async fn infer(
     let mut place = desk.enter(&target, bytes_said(&received.body))?;
     let headers = received.headers;
     let at_ms = request_ms(core, headers)?;
-    let form = Form::of(core, &target, headers)?;
+    let form = Form::of(headers, || {
+        let table = core.table.snapshot();
+        let model = route::model(table.as_deref(), &target)?;
+        let version = route::named_or_champion(model, &target)?;
+        Ok(version.public.inputs.clone())
+    })?;
     let probe = headers
         .get(RECORD_HEADER)
         .is_some_and(|value| value == "false");
@@ -45,6 +50,30 @@ pub(super) async fn infer(
     };
     let wire = Http { body: &body, form };
     Ok(answer(predict(desk, call, wire).await?))
+}
+
+/// The rows of a feature service, asked as a model.
+pub(super) async fn rows(
+    desk: &Desk,
+    asked: &AskedService,
+    received: Received<'_>,
+) -> Result<Answer, Refusal> {
+    let core = &*desk.core;
+    let mut place = desk.enter_process(bytes_said(&received.body))?;
+    let rows = FeatureRows::find(core, asked)?;
+    let headers = received.headers;
+    let at_ms = request_ms(core, headers)?;
+    let form = Form::of(headers, || Ok(rows.signature().inputs.clone()))?;
+    let body = body::read(headers, received.body, &core.limits).await?;
+    place.hold(body.len())?;
+    let call = RowsCall {
+        rows,
+        place,
+        arrived: received.arrived,
+        at_ms,
+    };
+    let wire = Http { body: &body, form };
+    Ok(answer(feature_rows::rows(desk, call, wire).await?))
 }
 
 /// The bytes that a body is counted with until it is read: those that its head says, else a guess.
@@ -81,7 +110,11 @@ enum Form {
 }
 
 impl Form {
-    fn of(core: &Core, target: &Target, headers: &HeaderMap) -> Result<Self, Refusal> {
+    /// As the head says; `inputs` are those of what is asked.
+    fn of(
+        headers: &HeaderMap,
+        inputs: impl FnOnce() -> Result<Vec<TensorSpec>, Refusal>,
+    ) -> Result<Self, Refusal> {
         let Some(value) = headers.get(JSON_BYTES_HEADER) else {
             return Ok(Self::Json);
         };
@@ -91,24 +124,21 @@ impl Form {
             .filter(|text| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()));
         match digits.and_then(|digits| digits.parse().ok()) {
             None => Err(Refusal::header(JSON_BYTES_HEADER.as_str(), "bytes")),
-            Some(0) => Self::raw(core, target, headers),
+            Some(0) => Self::raw(inputs()?, headers),
             Some(json_bytes) => Ok(Self::Binary { json_bytes }),
         }
     }
 
-    fn raw(core: &Core, target: &Target, headers: &HeaderMap) -> Result<Self, Refusal> {
-        let table = core.table.snapshot();
-        let model = route::model(table.as_deref(), target)?;
-        let version = route::named_or_champion(model, target)?;
-        let [input] = &version.public.inputs[..] else {
-            return Err(Refusal::raw(version.public.inputs.len()));
-        };
+    fn raw(inputs: Vec<TensorSpec>, headers: &HeaderMap) -> Result<Self, Refusal> {
+        let [input]: [TensorSpec; 1] = inputs
+            .try_into()
+            .map_err(|inputs: Vec<_>| Refusal::raw(inputs.len()))?;
         // Beyond the protocol: raw in, JSON out, for a caller that says so.
         let wants_json = headers
             .get(ACCEPT)
             .is_some_and(|accept| accept.as_bytes().starts_with(b"application/json"));
         Ok(Self::Raw {
-            input: input.clone(),
+            input,
             binary_outputs: !wants_json,
         })
     }

@@ -12,7 +12,7 @@ use crate::access::{Access, Gate};
 use crate::feast::Materialize;
 use crate::keys::Scope;
 use crate::metrics::Operation;
-use crate::route::Target;
+use crate::route::{Named, Target};
 use crate::routing::{Found, Route, find};
 
 /// What a row of the table does.
@@ -115,6 +115,17 @@ impl Matched<'_> {
             model,
             version: self.0.named.get("version").map(Into::into),
         }))
+    }
+
+    /// The model or feature service of a route that has one.
+    pub(super) fn asked(&self) -> Result<Named, Refusal> {
+        let name = self
+            .0
+            .named
+            .get("model")
+            .ok_or_else(Refusal::no_such_path)?;
+        let named = Named::parse(name, self.0.named.get("version"));
+        named.map_err(|error| Refusal::name(&error))
     }
 
     /// The model and version of a route that has a model.

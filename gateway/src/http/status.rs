@@ -269,9 +269,9 @@ impl From<RouteError> for Refusal {
     fn from(error: RouteError) -> Self {
         let message = error.to_string();
         match error {
-            RouteError::UnknownModel { .. } | RouteError::UnknownVersion { .. } => {
-                Self::new(StatusCode::NOT_FOUND, message)
-            }
+            RouteError::UnknownModel { .. }
+            | RouteError::UnknownVersion { .. }
+            | RouteError::UnknownService { .. } => Self::new(StatusCode::NOT_FOUND, message),
             RouteError::NotReady { .. } => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, message).retry_after(RETRY_AFTER_S)
             }
@@ -361,6 +361,9 @@ impl From<FeastError> for Refusal {
             FeastError::Ingest(refusal) => refusal.into(),
             FeastError::Read(error) => {
                 tracing::warn!(%error, "features not read");
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, message).retry_after(RETRY_AFTER_S)
+            }
+            FeastError::Cold(_) => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, message).retry_after(RETRY_AFTER_S)
             }
             FeastError::PushSource(_) => Self::new(StatusCode::UNPROCESSABLE_ENTITY, message),

@@ -337,9 +337,16 @@ fn public_signature(service: &Service, model: &Signature) -> Result<Signature, B
             });
         }
     }
-    let inputs = service
-        .request
-        .iter()
+    Ok(Signature {
+        inputs: request_tensors(service),
+        outputs: model.outputs.clone(),
+    })
+}
+
+/// What a request of a service brings: a tensor of one axis for each field.
+pub(crate) fn request_tensors(service: &Service) -> Vec<TensorSpec> {
+    let fields = service.request.iter();
+    fields
         .map(|field| TensorSpec {
             name: field.name.to_string(),
             datatype: match field.ty {
@@ -350,9 +357,5 @@ fn public_signature(service: &Service, model: &Signature) -> Result<Signature, B
             },
             shape: vec![-1],
         })
-        .collect();
-    Ok(Signature {
-        inputs,
-        outputs: model.outputs.clone(),
-    })
+        .collect()
 }

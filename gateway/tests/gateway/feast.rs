@@ -81,11 +81,11 @@ features = [{ request = "distance" }, { request = "weather", dictionary = ["sun"
 "#;
 
 /// 2024-03-01T12:00:00Z, the time of every request unless it says otherwise.
-const NOW_MS: i64 = 1_709_294_400_000;
+pub(crate) const NOW_MS: i64 = 1_709_294_400_000;
 const HOUR_MS: i64 = 3_600_000;
 
 /// A gateway with those features and its clock in the tests' hands.
-fn start(folder: &Path, settings: &str) -> Gateway {
+pub(crate) fn start(folder: &Path, settings: &str) -> Gateway {
     let settings = format!("[clock]\nmode = \"replay\"\n{settings}");
     std::fs::write(folder.join("loopgate.toml"), patient(&settings)).unwrap();
     std::fs::write(folder.join("features.toml"), FEATURES).unwrap();
@@ -94,7 +94,7 @@ fn start(folder: &Path, settings: &str) -> Gateway {
 }
 
 /// Asks at a time.
-fn ask_at(gateway: &Gateway, path: &str, body: &str, at_ms: i64) -> Reply {
+pub(crate) fn ask_at(gateway: &Gateway, path: &str, body: &str, at_ms: i64) -> Reply {
     let at_ms = at_ms.to_string();
     let mut connection: Connection = gateway.connect();
     connection.request(
@@ -105,11 +105,11 @@ fn ask_at(gateway: &Gateway, path: &str, body: &str, at_ms: i64) -> Reply {
     )
 }
 
-fn ask(gateway: &Gateway, path: &str, body: &Value) -> Reply {
+pub(crate) fn ask(gateway: &Gateway, path: &str, body: &Value) -> Reply {
     ask_at(gateway, path, &body.to_string(), NOW_MS)
 }
 
-fn write_drivers(gateway: &Gateway) {
+pub(crate) fn write_drivers(gateway: &Gateway) {
     let written = ask(
         gateway,
         "/write-to-online-store",
@@ -128,7 +128,7 @@ fn write_drivers(gateway: &Gateway) {
     assert_eq!(written.header("loopgate-accepted"), Some("3"));
 }
 
-fn pushed(gateway: &Gateway) {
+pub(crate) fn pushed(gateway: &Gateway) {
     let reply = ask(
         gateway,
         "/push",

@@ -9,6 +9,7 @@ mod docs_of_faults;
 mod drain;
 mod feast;
 mod feature;
+mod feature_rows;
 mod files;
 mod frames;
 mod golden;
