@@ -50,7 +50,7 @@ pub use offline::{
 };
 pub use online::{
     BackedUp, BackupError, Done, FeatureStore, IngestError, Ingested, OpenError, Overloaded,
-    ReadError, RecordError, SealError, StoreOptions, StoreStats,
+    ReadError, RecordError, SealError, StoreOptions, StoreStats, TableOptions,
 };
 pub use predictions::{PredictionKey, PredictionKeyError, PredictionRecord, Role, Sealed};
 pub use project_file::{ProjectFileError, ProjectText, nearest, parse_toml, read_toml};

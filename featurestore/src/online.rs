@@ -27,7 +27,7 @@ use serde::Serialize;
 
 pub use self::backup::{BackedUp, BackupError};
 pub use self::error::{IngestError, OpenError, Overloaded, ReadError, RecordError, SealError};
-pub use self::options::StoreOptions;
+pub use self::options::{StoreOptions, TableOptions};
 use self::read::Reach;
 use self::shared::{Shared, locked};
 use crate::applied::{self, Application, Applied, ApplyError, VersionName};

@@ -12,7 +12,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use featurestore::{ProjectFileError, RetentionOptions, read_toml};
+use featurestore::{ProjectFileError, StoreOptions, read_toml};
 use registry::ModelName;
 
 use crate::admission::InFlight;
@@ -96,8 +96,8 @@ pub(crate) struct ServeConfig {
     pub repository: RepositoryConfig,
     /// Folder of online state and logs; `None` where nothing is recorded.
     pub data: Option<PathBuf>,
-    /// How long what is recorded is kept.
-    pub retention: RetentionOptions,
+    /// Its sizes, and how long what is recorded is kept.
+    pub store: StoreOptions,
     pub project: Option<ProjectConfig>,
 }
 
@@ -313,7 +313,7 @@ impl ServeConfig {
                 batch_rows: file.serving.batch_rows_max,
             },
             breaker: file.breaker.rules(),
-            retention: file.retention.options(),
+            store: file.store.options(file.retention.options()),
             files: args.model,
             engine: args.engine,
             trial: file.prepare.limits(),

@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use featurestore::{Definitions, FeatureStore, StoreOptions};
+use featurestore::{Definitions, FeatureStore};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::access::{Gate, KeyWatch};
@@ -283,11 +283,7 @@ fn open_store(config: &ServeConfig) -> Result<Option<FeatureStore>> {
         }
         None => Definitions::parse("", "features.toml")?,
     };
-    let options = StoreOptions {
-        retention: config.retention.clone(),
-        ..StoreOptions::default()
-    };
-    let store = FeatureStore::open(data, Arc::new(definitions), &options)?;
+    let store = FeatureStore::open(data, Arc::new(definitions), &config.store)?;
     Ok(Some(store))
 }
 

@@ -80,6 +80,10 @@ struct ModelFile {
     _shadow: IgnoredAny,
     #[serde(default, rename = "deadline_ms")]
     _deadline_ms: IgnoredAny,
+    #[serde(default, rename = "in_flight_max")]
+    _in_flight_max: IgnoredAny,
+    #[serde(default, rename = "in_flight_bytes_max")]
+    _in_flight_bytes_max: IgnoredAny,
     #[serde(default, rename = "canary_share")]
     _canary_share: IgnoredAny,
     #[serde(default, rename = "label")]

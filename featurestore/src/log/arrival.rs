@@ -196,6 +196,7 @@ mod tests {
     use crate::log::{Schemas, encode_entry};
     use crate::offline::place::Place;
     use crate::offline::table::{Legacy, Table, TableKind};
+    use crate::online::TableOptions;
     use crate::online::keys::Key;
     use crate::online::tables::Tables;
     use crate::value::Value;
@@ -224,7 +225,7 @@ mod tests {
         #[test]
         fn events_come_in_the_order_in_which_they_arrived(arrivals in arrivals()) {
             let folder = tempfile::tempdir().unwrap();
-            let tables = Tables::open(folder.path(), 1 << 20).unwrap();
+            let tables = Tables::open(folder.path(), TableOptions::default()).unwrap();
             let definitions = Definitions::parse(DEFINITIONS, "features.toml").unwrap();
             let schemas = Schemas::load(&tables, &definitions).unwrap();
             let source: &Arc<_> = definitions.source("s").unwrap();

@@ -65,15 +65,18 @@ pub(crate) fn make_folder(path: &Path) -> io::Result<()> {
     if path.is_dir() {
         return Ok(());
     }
-    if let Some(parent) = path.parent() {
-        make_folder(parent)?;
-        match fs::create_dir(path) {
-            Ok(()) => sync_folder(parent)?,
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(error),
-        }
+    // The parent of a plain name is the working folder.
+    let parent = match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        Some(_) => Path::new("."),
+        None => return Ok(()),
+    };
+    make_folder(parent)?;
+    match fs::create_dir(path) {
+        Ok(()) => sync_folder(parent),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error),
     }
-    Ok(())
 }
 
 /// Brings renames and removals in a folder to disk.

@@ -166,6 +166,7 @@ impl Record {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::online::TableOptions;
 
     const PAIRS: [(Column, &[u8]); 3] = [
         (Column::Events, b"event"),
@@ -212,10 +213,10 @@ mod tests {
         for taken in 0..=3 {
             let data = tempfile::tempdir().unwrap();
             let folder = data.path().join("online");
-            let tables = Tables::open(&folder, 1 << 20).unwrap();
+            let tables = Tables::open(&folder, TableOptions::default()).unwrap();
             cut_off(data.path(), &tables, taken, true);
             drop(tables);
-            let tables = Tables::open(&folder, 1 << 20).unwrap();
+            let tables = Tables::open(&folder, TableOptions::default()).unwrap();
             redo(&tables, data.path()).unwrap();
             for (column, key) in PAIRS {
                 assert_eq!(held(&tables, column, key).unwrap(), b"new", "after {taken}");
@@ -230,7 +231,7 @@ mod tests {
     #[test]
     fn a_group_without_a_record_leaves_nothing() {
         let data = tempfile::tempdir().unwrap();
-        let tables = Tables::open(&data.path().join("online"), 1 << 20).unwrap();
+        let tables = Tables::open(&data.path().join("online"), TableOptions::default()).unwrap();
         cut_off(data.path(), &tables, 0, false);
         redo(&tables, data.path()).unwrap();
         for (column, key) in PAIRS {
@@ -242,7 +243,7 @@ mod tests {
     #[test]
     fn a_record_without_its_files_is_told_and_not_passed_over() {
         let data = tempfile::tempdir().unwrap();
-        let tables = Tables::open(&data.path().join("online"), 1 << 20).unwrap();
+        let tables = Tables::open(&data.path().join("online"), TableOptions::default()).unwrap();
         cut_off(data.path(), &tables, 1, true);
         fs::remove_dir_all(data.path().join("bulk")).unwrap();
         assert!(redo(&tables, data.path()).is_err());

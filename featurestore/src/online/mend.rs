@@ -14,6 +14,7 @@ use std::time::Instant;
 use rocksdb::WriteBatch;
 
 use super::keys::{Column, Key};
+use super::options::TableOptions;
 use super::quarantine;
 use super::tables::Tables;
 use super::{OpenError, ReadError};
@@ -63,7 +64,7 @@ pub(crate) fn note(data_dir: &Path, reason: &str, columns: &[Column]) -> std::io
 /// afterwards, and [`Mending::fill`] must be called.
 pub(crate) fn open(
     data_dir: &Path,
-    block_cache_bytes: usize,
+    sizes: TableOptions,
 ) -> Result<(Tables, Option<Mending>), OpenError> {
     let online = data_dir.join("online");
     let started = Instant::now();
@@ -72,7 +73,7 @@ pub(crate) fn open(
     let opened = match headless {
         // RocksDB would make a new database and remove the files of the old one.
         true => Err("`CURRENT` is missing".to_owned()),
-        false => match Tables::open(&online, block_cache_bytes) {
+        false => match Tables::open(&online, sizes) {
             Ok(tables) => Ok(tables),
             Err(error) if Tables::is_damage(&error) => Err(error.to_string()),
             Err(error) => return Err(OpenError::Database(error.to_string())),
@@ -88,7 +89,7 @@ pub(crate) fn open(
             note(data_dir, &reason, &DERIVED[..4]).map_err(io(data_dir))?;
             let database = |error: rocksdb::Error| OpenError::Damaged(error.to_string());
             Tables::repair(&online).map_err(database)?;
-            Tables::open(&online, block_cache_bytes).map_err(database)?
+            Tables::open(&online, sizes).map_err(database)?
         }
     };
     let path = data_dir.join(NOTE);

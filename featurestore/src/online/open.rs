@@ -36,7 +36,7 @@ pub(crate) fn open(
         make_folder(folder).map_err(io_at(folder))?;
     }
     let lock = FolderLock::take(data_dir)?;
-    let (tables, mending) = mend::open(data_dir, options.block_cache_bytes)?;
+    let (tables, mending) = mend::open(data_dir, options.tables)?;
     check_format(&tables)?;
     bulk::redo(&tables, data_dir).map_err(read)?;
     applied::apply(&tables, &definitions).map_err(refused)?;

@@ -5,8 +5,8 @@ use crate::offline::RetentionOptions;
 /// Limits and sizes of a store; [`Default`] suits one machine.
 #[derive(Debug, Clone)]
 pub struct StoreOptions {
-    /// RocksDB's block cache, in bytes.
-    pub block_cache_bytes: usize,
+    /// What RocksDB may take.
+    pub tables: TableOptions,
     /// Submitted batches that may wait; more are refused.
     pub queue_batches_max: usize,
     /// Bytes of submitted batches that may wait (estimated); more are refused.
@@ -29,12 +29,34 @@ pub struct StoreOptions {
     pub retention: RetentionOptions,
 }
 
+/// What RocksDB may take.
+#[derive(Debug, Clone, Copy)]
+pub struct TableOptions {
+    /// Its block cache, index and filter blocks included, in bytes.
+    pub block_cache_bytes: usize,
+    /// Write buffers of all its tables together, in bytes; the write-ahead log is at most twice as long,
+    /// which bounds what is read again at open.
+    pub write_buffers_bytes: usize,
+    /// Files that it keeps open.
+    pub open_files_max: u16,
+}
+
+impl Default for TableOptions {
+    fn default() -> Self {
+        Self {
+            block_cache_bytes: 64 << 20,
+            write_buffers_bytes: 96 << 20,
+            open_files_max: 512,
+        }
+    }
+}
+
 const DAY_MS: i64 = 86_400_000;
 
 impl Default for StoreOptions {
     fn default() -> Self {
         Self {
-            block_cache_bytes: 64 << 20,
+            tables: TableOptions::default(),
             queue_batches_max: 1024,
             queue_bytes_max: 32 << 20,
             cached_states_max: 16_384,

@@ -18,6 +18,7 @@ use rocksdb::{
 };
 
 use super::keys::{Column, Key};
+use super::options::TableOptions;
 use crate::predictions::index::Scored;
 
 /// The open database.
@@ -28,28 +29,19 @@ pub(crate) struct Tables {
     drop_before_ms: Arc<AtomicI64>,
 }
 
-/// Write buffers of all column families together, in bytes.
-const WRITE_BUFFERS_BYTES: usize = 96 << 20;
-/// One write buffer, in bytes.
-const WRITE_BUFFER_BYTES: usize = 24 << 20;
-/// Write-ahead log before memtables are flushed for its sake, in bytes: bounds the replay at open.
-const WAL_BYTES_MAX: u64 = 192 << 20;
-/// File handles that RocksDB may keep.
-const OPEN_FILES_MAX: i32 = 512;
-
 /// Block cache of one who only looks, in bytes.
 const READER_CACHE_BYTES: usize = 4 << 20;
 
 impl Tables {
     /// Opens or makes the database in `folder`.
-    pub(crate) fn open(folder: &Path, block_cache_bytes: usize) -> Result<Self, Error> {
-        let cache = Cache::new_lru_cache(block_cache_bytes);
+    pub(crate) fn open(folder: &Path, sizes: TableOptions) -> Result<Self, Error> {
+        let cache = Cache::new_lru_cache(sizes.block_cache_bytes);
         let drop_before_ms = Arc::new(AtomicI64::new(i64::MIN));
         let columns = Column::ALL.map(|column| {
-            let options = column_options(column, &cache, &drop_before_ms);
+            let options = column_options(column, (&cache, sizes), &drop_before_ms);
             ColumnFamilyDescriptor::new(column.name(), options)
         });
-        let db = DB::open_cf_descriptors(&database_options(), folder, columns)?;
+        let db = DB::open_cf_descriptors(&database_options(sizes), folder, columns)?;
         Ok(Self {
             db,
             cache,
@@ -59,13 +51,14 @@ impl Tables {
 
     /// Opens the database in `folder` as it is, to read, also while another process has it open.
     pub(crate) fn open_to_read(folder: &Path) -> Result<Self, Error> {
+        let sizes = TableOptions::default();
         let cache = Cache::new_lru_cache(READER_CACHE_BYTES);
         let drop_before_ms = Arc::new(AtomicI64::new(i64::MIN));
         let columns = Column::ALL.map(|column| {
-            let options = column_options(column, &cache, &drop_before_ms);
+            let options = column_options(column, (&cache, sizes), &drop_before_ms);
             ColumnFamilyDescriptor::new(column.name(), options)
         });
-        let mut options = database_options();
+        let mut options = database_options(sizes);
         options.create_if_missing(false);
         let db = DB::open_cf_descriptors_read_only(&options, folder, columns, false)?;
         Ok(Self {
@@ -232,13 +225,13 @@ impl Tables {
     }
 }
 
-fn database_options() -> Options {
+fn database_options(sizes: TableOptions) -> Options {
     let mut options = Options::default();
     options.create_if_missing(true);
     options.create_missing_column_families(true);
-    options.set_db_write_buffer_size(WRITE_BUFFERS_BYTES);
-    options.set_max_total_wal_size(WAL_BYTES_MAX);
-    options.set_max_open_files(OPEN_FILES_MAX);
+    options.set_db_write_buffer_size(sizes.write_buffers_bytes);
+    options.set_max_total_wal_size(2 * sizes.write_buffers_bytes as u64);
+    options.set_max_open_files(sizes.open_files_max.into());
     options.set_max_background_jobs(2);
     options.set_bytes_per_sync(1 << 20);
     options.set_keep_log_file_num(4);
@@ -247,7 +240,11 @@ fn database_options() -> Options {
     options
 }
 
-fn column_options(column: Column, cache: &Cache, drop_before_ms: &Arc<AtomicI64>) -> Options {
+fn column_options(
+    column: Column,
+    (cache, sizes): (&Cache, TableOptions),
+    drop_before_ms: &Arc<AtomicI64>,
+) -> Options {
     let mut table = BlockBasedOptions::default();
     table.set_block_cache(cache);
     table.set_bloom_filter(10.0, false);
@@ -255,7 +252,7 @@ fn column_options(column: Column, cache: &Cache, drop_before_ms: &Arc<AtomicI64>
     table.set_pin_l0_filter_and_index_blocks_in_cache(true);
     table.set_format_version(5);
     let mut options = Options::default();
-    options.set_write_buffer_size(WRITE_BUFFER_BYTES);
+    options.set_write_buffer_size(sizes.write_buffers_bytes / 4);
     options.set_level_compaction_dynamic_level_bytes(true);
     options.set_compression_type(DBCompressionType::Lz4);
     match column {

@@ -6,6 +6,7 @@ mod model;
 mod prepare;
 mod retention;
 mod serving;
+mod store;
 
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
@@ -21,6 +22,7 @@ use listen::{AdminFile, HttpFile, KeysFile, ListenerFile, TlsFile};
 use prepare::{PrepareFile, RepositoryFile};
 use retention::RetentionFile;
 use serving::{BreakerFile, IngestFile, RecorderFile, ServingFile, ShadowFile};
+use store::StoreFile;
 
 pub(super) use model::ModelFile;
 pub(crate) use model::{Alias, EngineChoice};
@@ -49,6 +51,7 @@ pub(super) struct GatewayFile {
     pub feast: FeastFile,
     pub trainer: TrainerFile,
     pub prepare: PrepareFile,
+    pub store: StoreFile,
     pub retention: RetentionFile,
     pub repository: RepositoryFile,
 }
