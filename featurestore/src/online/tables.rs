@@ -25,6 +25,7 @@ use crate::predictions::index::Scored;
 pub(crate) struct Tables {
     db: DB,
     cache: Cache,
+    sizes: TableOptions,
     /// Predictions before this time are dropped by compaction.
     drop_before_ms: Arc<AtomicI64>,
 }
@@ -45,6 +46,7 @@ impl Tables {
         Ok(Self {
             db,
             cache,
+            sizes,
             drop_before_ms,
         })
     }
@@ -64,6 +66,7 @@ impl Tables {
         Ok(Self {
             db,
             cache,
+            sizes,
             drop_before_ms,
         })
     }
@@ -71,7 +74,7 @@ impl Tables {
     /// Makes of the files in `folder` a database that opens: tables and logs that are damaged or missing
     /// are left out.
     pub(crate) fn repair(folder: &Path) -> Result<(), Error> {
-        DB::repair(&database_options(), folder)
+        DB::repair(&database_options(TableOptions::default()), folder)
     }
 
     /// Whether an error says that files are damaged or gone.
@@ -91,7 +94,7 @@ impl Tables {
     /// Drops a column family with its files, and makes it again, empty.
     pub(crate) fn renew(&mut self, column: Column) -> Result<(), Error> {
         self.db.drop_cf(column.name())?;
-        let options = column_options(column, &self.cache, &self.drop_before_ms);
+        let options = column_options(column, (&self.cache, self.sizes), &self.drop_before_ms);
         self.db.create_cf(column.name(), &options)
     }
 
@@ -209,7 +212,8 @@ impl Tables {
     pub(crate) fn file_options(column: Column) -> Options {
         // No block is read through it.
         let cache = Cache::new_lru_cache(0);
-        column_options(column, &cache, &Arc::new(AtomicI64::new(i64::MIN)))
+        let sizes = TableOptions::default();
+        column_options(column, (&cache, sizes), &Arc::new(AtomicI64::new(i64::MIN)))
     }
 
     /// Takes a sorted file into a column family, durably and at once; the file stays where it is.
