@@ -158,7 +158,11 @@ pub(crate) fn ranking_calls(count: usize, rows: usize, seed: u64) -> Vec<Call> {
     let call = |_| {
         let users = vec![random.random_range(0..USERS); rows];
         let items = sample(&mut random, ITEMS, rows).into_vec();
-        read(&json!({"feature_service": "ranking", "entities": {"user": users, "item": items}}))
+        read(&json!({
+            "feature_service": "ranking",
+            "entities": {"user": users, "item": items},
+            "full_feature_names": true,
+        }))
     };
     (0..count).map(call).collect()
 }

@@ -4,15 +4,23 @@
 
 /// Appends `value` in at most 10 bytes.
 pub(crate) fn put(mut value: u64, out: &mut Vec<u8>) {
+    let mut bytes = [0; 10];
+    let mut last = 0;
     while value >= 0x80 {
-        out.push(value as u8 | 0x80);
+        bytes[last] = value as u8 | 0x80;
         value >>= 7;
+        last += 1;
     }
-    out.push(value as u8);
+    bytes[last] = value as u8;
+    out.extend_from_slice(&bytes[..=last]);
 }
 
 /// Appends `value` in at most 19 bytes; the same bytes as `put` where it fits 64 bits.
 pub(crate) fn put_wide(mut value: u128, out: &mut Vec<u8>) {
+    // Nearly all fit 64 bits, where shifts are cheap.
+    if let Ok(value) = u64::try_from(value) {
+        return put(value, out);
+    }
     while value >= 0x80 {
         out.push(value as u8 | 0x80);
         value >>= 7;

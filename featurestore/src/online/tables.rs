@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::compaction_filter::Decision;
 use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType,
-    DBIterator, DBPinnableSlice, DBRawIterator, Direction, Error, ErrorKind,
+    BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB,
+    DBCompressionType, DBIterator, DBPinnableSlice, DBRawIterator, Direction, Error, ErrorKind,
     IngestExternalFileOptions, IteratorMode, Options, ReadOptions, ReadTier, WriteBatch,
     WriteOptions,
 };
@@ -30,6 +30,8 @@ pub(crate) struct Tables {
     drop_before_ms: Arc<AtomicI64>,
 }
 
+/// A part of a file's filter or index, as the cache holds them.
+const METADATA_BLOCK_BYTES: usize = 8 << 10;
 /// Block cache of one who only looks, in bytes.
 const READER_CACHE_BYTES: usize = 4 << 20;
 
@@ -253,6 +255,12 @@ fn column_options(
     table.set_block_cache(cache);
     table.set_bloom_filter(10.0, false);
     table.set_cache_index_and_filter_blocks(true);
+    // Whole, the filter and index of a file of a million keys are larger than a shard of the cache takes,
+    // and every get would read them from the file.
+    table.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
+    table.set_partition_filters(true);
+    table.set_metadata_block_size(METADATA_BLOCK_BYTES);
+    table.set_pin_top_level_index_and_filter(true);
     table.set_pin_l0_filter_and_index_blocks_in_cache(true);
     table.set_format_version(5);
     let mut options = Options::default();
