@@ -1,6 +1,7 @@
 //! `features`: rows of features by themselves over HTTP, beside Feast's own server on the same question,
 //! and the features of 500 items for one user.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -131,22 +132,31 @@ async fn start_feast(
     Ok((server, first.body.to_vec()))
 }
 
-/// Whether both answers hold the same values under the same names.
+/// Whether both answers hold the same values under the same names, in whatever order: Feast's features
+/// come in no order.
 fn same(ours: &[u8], theirs: &[u8]) -> Result<()> {
-    let read = |body: &[u8]| -> Result<(Value, Vec<Value>)> {
-        let body: Value = serde_json::from_slice(body).context("the answer is not JSON")?;
-        let columns = body["results"].as_array().context("no results")?;
-        let values = columns.iter().map(|column| column["values"].clone());
-        Ok((body["metadata"]["feature_names"].clone(), values.collect()))
-    };
-    let (ours, theirs) = (read(ours)?, read(theirs)?);
-    ensure!(ours.0 == theirs.0, "names: {} and {}", ours.0, theirs.0);
-    let differs = ours.1.iter().zip(&theirs.1).position(|(a, b)| a != b);
+    let (ours, theirs) = (columns(ours)?, columns(theirs)?);
+    let differs = ours
+        .iter()
+        .find(|(name, values)| theirs.get(*name) != Some(values));
     ensure!(
-        differs.is_none() && ours.1.len() == theirs.1.len(),
-        "column {differs:?} differs"
+        differs.is_none() && ours.len() == theirs.len(),
+        "{} and {} columns, other values in {:?}",
+        ours.len(),
+        theirs.len(),
+        differs.map(|(name, _)| name)
     );
     Ok(())
+}
+
+/// The values of an answer, by name.
+fn columns(body: &[u8]) -> Result<BTreeMap<String, Value>> {
+    let body: Value = serde_json::from_slice(body).context("the answer is not JSON")?;
+    let names = body["metadata"]["feature_names"].as_array();
+    let names = names.context("no names")?.iter().map(ToString::to_string);
+    let results = body["results"].as_array().context("no results")?;
+    let values = results.iter().map(|column| column["values"].clone());
+    Ok(names.zip(values).collect())
 }
 
 fn finding(bench: &Bench, conditions: Conditions, cases: &[Case; 3]) -> Finding {
