@@ -17,6 +17,7 @@ use serde_json::{Map, Value, json};
 
 use crate::client::Lane;
 use crate::load::Call;
+use crate::question;
 
 /// Features of a profile.
 pub(crate) const COLUMNS: usize = 50;
@@ -154,17 +155,37 @@ pub(crate) fn profile_calls(count: usize, rows: usize, seed: u64) -> Vec<Call> {
 
 /// Questions for `rows` items that one user is to be shown.
 pub(crate) fn ranking_calls(count: usize, rows: usize, seed: u64) -> Vec<Call> {
-    let mut random = StdRng::seed_from_u64(seed);
-    let call = |_| {
-        let users = vec![random.random_range(0..USERS); rows];
-        let items = sample(&mut random, ITEMS, rows).into_vec();
+    let call = |(users, items): (Value, Value)| {
         read(&json!({
             "feature_service": "ranking",
             "entities": {"user": users, "item": items},
             "full_feature_names": true,
         }))
     };
-    (0..count).map(call).collect()
+    shown(count, rows, seed).map(call).collect()
+}
+
+/// The same questions as tensors: the service asked as a model, its rows in binary.
+pub(crate) fn ranking_tensors(count: usize, rows: usize, seed: u64) -> Vec<Call> {
+    let call = |(users, items): (Value, Value)| {
+        let input = |name: &str, data: Value| json!({"name": name, "datatype": "INT64", "shape": [rows], "data": data});
+        let body = json!({
+            "inputs": [input("user", users), input("item", items)],
+            "outputs": [{"name": "features", "parameters": {"binary_data": true}}],
+        });
+        question::call("ranking@1", body.to_string().into(), Vec::new())
+    };
+    shown(count, rows, seed).map(call).collect()
+}
+
+/// A user, `rows` times, and as many items, for each question.
+fn shown(count: usize, rows: usize, seed: u64) -> impl Iterator<Item = (Value, Value)> {
+    let mut random = StdRng::seed_from_u64(seed);
+    (0..count).map(move |_| {
+        let users = vec![random.random_range(0..USERS); rows];
+        let items = sample(&mut random, ITEMS, rows).into_vec();
+        (json!(users), json!(items))
+    })
 }
 
 fn read(body: &Value) -> Call {

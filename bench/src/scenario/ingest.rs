@@ -76,8 +76,9 @@ pub(crate) async fn run(bench: &Bench) -> Result<Finding> {
     let (mut written, mut beside) = (Vec::new(), Vec::new());
     for round in 0..bench.rounds {
         eprintln!("ingest: round {} of {}", round + 1, bench.rounds);
-        written.push(subject.write().await?);
+        // First, while nothing that was written a moment ago is still being compacted.
         beside.push(subject.predict(round).await?);
+        written.push(subject.write().await?);
     }
     let capacity = subject.capacity;
     gateway.drain().await?;
