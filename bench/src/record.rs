@@ -12,9 +12,9 @@ use crate::finding::{Finding, put};
 
 const PAGE: &str = "README.md";
 /// Scenarios as the page shows them.
-const ORDER: [&str; 12] = [
+const ORDER: [&str; 15] = [
     "steady", "overload", "surge", "keys", "swap", "memory", "drain", "restart", "skew", "engines",
-    "join", "peers",
+    "ingest", "entities", "join", "features", "peers",
 ];
 
 /// Keeps a finding in `folder` and writes the page anew.
