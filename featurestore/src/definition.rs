@@ -8,16 +8,18 @@ mod duration;
 mod meaning;
 mod resolve;
 mod view;
+mod window;
 mod written;
 
 use std::path::Path;
 use std::sync::Arc;
 
-pub(crate) use self::view::Tiling;
 pub use self::view::{
-    Aggregate, Decay, Filter, Measure, MeasureKind, Summary, SummaryKind, Test, View, ViewFeature,
-    ViewKey, WINDOW_TILES, WINDOWS_MAX, Window, WindowKind,
+    Aggregate, Filter, Measure, MeasureKind, Summary, SummaryKind, Test, View, ViewFeature,
+    ViewKey, WINDOWS_MAX,
 };
+pub(crate) use self::window::Tiling;
+pub use self::window::{Decay, WINDOW_TILES, Window, WindowKind};
 use crate::project_file::{ProjectFileError, ProjectText};
 use crate::service::Service;
 use crate::value::Field;

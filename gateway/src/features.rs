@@ -110,7 +110,7 @@ pub(crate) enum InputError {
 
 /// Why rows were not read.
 #[derive(Debug, thiserror::Error)]
-enum ReadFailure {
+pub(crate) enum ReadFailure {
     #[error(transparent)]
     Store(#[from] ReadError),
     #[error(transparent)]
@@ -252,7 +252,7 @@ impl Reader<'_> {
     }
 
     /// The requests and their rows: in place where all is in memory.
-    async fn read(
+    pub(crate) async fn read(
         self,
         store: &FeatureStore,
         service: &Arc<Service>,

@@ -202,16 +202,7 @@ pub(crate) fn assemble(
     seats: Seats,
     metrics: Arc<Metrics>,
 ) -> Result<(Arc<Core>, Publisher, Backstage)> {
-    let security = &config.security;
-    let gate = Gate::new(
-        security.keys_required,
-        security.keys.as_ref(),
-        AccessMetrics::resolve(),
-    )?;
-    security.refuse_exposed(&config.listeners, gate.keys())?;
-    let tls = security.tls.as_ref();
-    let tls = tls.map(|files| Tls::new(files, TlsMetrics::resolve()));
-    let tls = tls.transpose()?;
+    let (gate, tls) = secure(config)?;
     let store = open_store(config)?;
     let clock = Clock::new(config.clock);
     let (table, publisher) = LiveTable::new()?;
@@ -267,6 +258,20 @@ pub(crate) fn assemble(
         shadows: shadow_thread,
     };
     Ok((core, publisher, backstage))
+}
+
+/// Who is let in, and with which certificates; refuses an open door to the world.
+fn secure(config: &ServeConfig) -> Result<(Gate, Option<Arc<Tls>>)> {
+    let security = &config.security;
+    let gate = Gate::new(
+        security.keys_required,
+        security.keys.as_ref(),
+        AccessMetrics::resolve(),
+    )?;
+    security.refuse_exposed(&config.listeners, gate.keys())?;
+    let tls = security.tls.as_ref();
+    let tls = tls.map(|files| Tls::new(files, TlsMetrics::resolve()));
+    Ok((gate, tls.transpose()?))
 }
 
 /// Opens the data folder, for this process alone. Without a project there are no features in it,

@@ -230,13 +230,7 @@ fn finding(
         .map(|(quiet, busy)| busy / quiet)
         .collect();
     let mut table = Table::new(&["figure", "median", "least to most", "wanted"]);
-    let mut row = |what: &str, values: &[f64], wanted: &str| {
-        let shown = |value: Option<f64>| value.map_or_else(|| "–".to_owned(), short);
-        let end = |pick: fn(f64, f64) -> f64| shown(values.iter().copied().reduce(pick));
-        let middle = shown((!values.is_empty()).then(|| median(values)));
-        let range = format!("{} to {}", end(f64::min), end(f64::max));
-        table.push(&[what.into(), middle, range, wanted.into()]);
-    };
+    let mut row = |what, values: &[f64], wanted| table.push(&spread(what, values, wanted));
     row("acknowledged events/s", &rates, "≥ 80,000");
     row(
         "one batch's bytes appended to a file and synced, µs",
@@ -280,4 +274,13 @@ fn finding(
         plots: Vec::new(),
         bars: Vec::new(),
     }
+}
+
+/// A row of the table: the middle and the ends, dashes where nothing was measured.
+fn spread(what: &str, values: &[f64], wanted: &str) -> [String; 4] {
+    let shown = |value: Option<f64>| value.map_or_else(|| "–".to_owned(), short);
+    let end = |pick: fn(f64, f64) -> f64| shown(values.iter().copied().reduce(pick));
+    let middle = shown((!values.is_empty()).then(|| median(values)));
+    let range = format!("{} to {}", end(f64::min), end(f64::max));
+    [what.into(), middle, range, wanted.into()]
 }

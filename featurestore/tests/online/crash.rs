@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 use crate::flights::{MINUTE_MS, START_MS, Traffic, open};
@@ -30,17 +30,10 @@ fn acknowledged_events_and_labels_survive_kill_9_and_count_once() {
     let mut traffic = Traffic::new(21);
     for cycle in 0..cycles {
         let acked_before = ledger(folder.path()).len();
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args([
-                "--exact",
-                "crash::acknowledged_events_and_labels_survive_kill_9_and_count_once",
-                "--nocapture",
-            ])
-            .env(CHILD, folder.path())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut child = child(
+            "crash::acknowledged_events_and_labels_survive_kill_9_and_count_once",
+            (CHILD, folder.path()),
+        );
         // Killed after a random number of acknowledgements, with several batches under way.
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let wanted = traffic.random.random_range(1..60);
@@ -56,6 +49,18 @@ fn acknowledged_events_and_labels_survive_kill_9_and_count_once() {
         assert!(acked.len() >= acked_before + wanted - 1, "cycle {cycle}");
         check(folder.path(), &acked);
     }
+}
+
+/// A test of this program started as a child of its own: told by a variable on which folder to work, heard
+/// by its output.
+pub(crate) fn child(test: &str, (variable, folder): (&str, &Path)) -> Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
+        .env(variable, folder)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap()
 }
 
 /// Batch numbers that were acknowledged.

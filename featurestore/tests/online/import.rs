@@ -3,13 +3,13 @@
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use featurestore::{
     Event, FeatureStore, HistoryError, ImportRequest, Imported, Progress, StoreOptions, Value,
 };
 use rand::Rng;
 
+use crate::crash;
 use crate::flights::{MINUTE_MS, START_MS, Traffic, definitions, open};
 
 const CHILD: &str = "LOOPGATE_IMPORT_CHILD";
@@ -204,17 +204,10 @@ fn an_import_killed_at_any_moment_leaves_whole_groups_and_can_be_repeated() {
     let mut random = Traffic::new(5).random;
     let mut held = 0;
     for cycle in 0..6 {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args([
-                "--exact",
-                "import::an_import_killed_at_any_moment_leaves_whole_groups_and_can_be_repeated",
-                "--nocapture",
-            ])
-            .env(CHILD, folder.path())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut child = crash::child(
+            "import::an_import_killed_at_any_moment_leaves_whole_groups_and_can_be_repeated",
+            (CHILD, folder.path()),
+        );
         // What was imported before counts as rows too.
         let groups = held / GROUP + random.random_range(1..7);
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();

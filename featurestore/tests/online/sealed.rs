@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use featurestore::{
@@ -14,6 +13,7 @@ use featurestore::{
 };
 use rand::Rng;
 
+use crate::crash;
 use crate::flights::{DEFINITIONS, MINUTE_MS, START_MS, Traffic, definitions, open};
 
 const DAY_MS: i64 = 1440 * MINUTE_MS;
@@ -188,17 +188,10 @@ fn a_kill_between_any_two_steps_of_seal_and_prune_loses_and_doubles_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let mut traffic = Traffic::new(64);
     for cycle in 0..cycles {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args([
-                "--exact",
-                "sealed::a_kill_between_any_two_steps_of_seal_and_prune_loses_and_doubles_nothing",
-                "--nocapture",
-            ])
-            .env(CHILD, folder.path())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut child = crash::child(
+            "sealed::a_kill_between_any_two_steps_of_seal_and_prune_loses_and_doubles_nothing",
+            (CHILD, folder.path()),
+        );
         // The last number that the child says is acknowledged; then it is sealing or pruning.
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let wanted = traffic.random.random_range(2..14);

@@ -3,6 +3,7 @@
 use featurestore::{FieldProblem, ReadError, RequestError};
 
 use crate::cold::ColdReadError;
+use crate::features::ReadFailure;
 use crate::ingest::IngestRefusal;
 use crate::oip::JsonError;
 
@@ -131,6 +132,15 @@ pub(crate) enum FeastError {
     Read(#[from] ReadError),
     #[error("features are not available: {0}")]
     Cold(#[from] ColdReadError),
+}
+
+impl From<ReadFailure> for FeastError {
+    fn from(failure: ReadFailure) -> Self {
+        match failure {
+            ReadFailure::Store(error) => error.into(),
+            ReadFailure::Cold(error) => error.into(),
+        }
+    }
 }
 
 impl FeastError {

@@ -16,6 +16,7 @@ use super::error::{FeastError, shown};
 use super::request::OnlineRequest;
 use super::selection::{Selection, name, refuse_collisions};
 use crate::cold::ColdReads;
+use crate::features::Reader;
 use crate::serve::Core;
 
 /// Answers one request of that time: the body of the answer.
@@ -31,6 +32,7 @@ pub(crate) async fn online_features(
     let request = OnlineRequest::decode(body)?;
     let desk = Desk {
         store: core.store.as_ref().ok_or(FeastError::NoStore)?,
+        reader: core.reader(at_ms, until),
         cold: (&core.cold, until),
         rows_max: core.limits.rows_max,
         rules: core.feast,
@@ -45,6 +47,7 @@ pub(crate) async fn online_features(
 /// What every request is answered with.
 struct Desk<'s> {
     store: &'s FeatureStore,
+    reader: Reader<'s>,
     /// Who reads what is not in memory, and until when.
     cold: (&'s ColdReads, Instant),
     rows_max: usize,
@@ -122,7 +125,7 @@ impl Desk<'_> {
         names.extend(column_names(service, request.full_names));
         refuse_collisions(&names, request.full_names)?;
 
-        let (asked, rows) = self.read_rows(service, asked).await?;
+        let (asked, rows) = self.reader.read(self.store, service, asked).await?;
         let mut answer = Answer::new(rows.len() * names.len(), self.rules);
         let mut cells = Cells::default();
         for field in keys {
@@ -167,24 +170,6 @@ impl Desk<'_> {
             let asked: Vec<_> = views.iter().map(|view| keys.of(view)).collect();
             let found = store.read_views(&asked, rows);
             found.map(|found| (keys, found))
-        };
-        Ok(cold.run(until, read).await??)
-    }
-
-    /// The requests and their rows: in place where all is in memory.
-    async fn read_rows(
-        &self,
-        service: &Arc<Service>,
-        requests: Vec<Vec<Value>>,
-    ) -> Result<(Vec<Vec<Value>>, Vec<FeatureRow>), FeastError> {
-        let at_ms = self.at_ms;
-        if let Some(rows) = self.store.rows_in_memory(service, &requests, at_ms)? {
-            return Ok((requests, rows));
-        }
-        let (store, service, (cold, until)) = (self.store.clone(), Arc::clone(service), self.cold);
-        let read = move || {
-            let rows = store.read_rows(&service, &requests, at_ms);
-            rows.map(|rows| (requests, rows))
         };
         Ok(cold.run(until, read).await??)
     }
