@@ -157,6 +157,14 @@ pub(crate) struct Entry {
 }
 
 impl Schemas {
+    /// For sealed files alone, which bring their schemas with them.
+    pub(crate) fn of_files(definitions: &Definitions) -> Self {
+        Self {
+            readers: Vec::new(),
+            sources: definitions.sources.clone(),
+        }
+    }
+
     /// Reads the schemas of the database and adds those of `definitions` that it does not have yet.
     pub(crate) fn load(tables: &Tables, definitions: &Definitions) -> Result<Self, ReadError> {
         let mut written = Vec::new();

@@ -28,6 +28,8 @@ pub use self::check::{TableReport, check_files};
 pub use self::dataset::{Dataset, DatasetAbout, ReadFile, RowsFrom};
 use self::table::Table;
 pub use self::upkeep::{RetentionOptions, Upkept};
+use crate::definition::Definitions;
+use crate::predictions::PredictionKey;
 
 /// Which rows to train on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,6 +61,10 @@ pub struct TrainingSet {
     pub known_ms: Vec<i64>,
     /// The caller's id of each request; empty where it gave none.
     pub request_ids: Vec<String>,
+    /// Which prediction each row is. Ids are random: no part of the digest.
+    pub predictions: Vec<PredictionKey>,
+    /// Labelled rows that were left out, since no model may answer from them (`missing = "refuse"`).
+    pub refused: u64,
     /// SHA-256 of the content, equal for equal rows whatever their random prediction ids were.
     pub digest: [u8; 32],
 }
@@ -137,8 +143,13 @@ impl OfflineTables {
 }
 
 /// Reads the rows that were answered (or backfilled) for `query.model` and joins each with the label
-/// that stood at `query.known_by_ms`; rows without one are left out. Rows answered by a fallback are
-/// kept: their features are as served. `data_dir` is the data folder, not its `offline/`.
-pub fn training_rows(data_dir: &Path, query: &TrainingQuery) -> Result<TrainingSet, OfflineError> {
-    training::training_rows(data_dir, query)
+/// that stood at `query.known_by_ms`; rows without one are left out, and those that the service refuses,
+/// where `definitions` know it. Rows answered by a fallback are kept: their features are as served.
+/// `data_dir` is the data folder, not its `offline/`.
+pub fn training_rows(
+    data_dir: &Path,
+    definitions: &Definitions,
+    query: &TrainingQuery,
+) -> Result<TrainingSet, OfflineError> {
+    training::training_rows(data_dir, definitions, query)
 }

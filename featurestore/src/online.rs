@@ -433,7 +433,7 @@ impl FeatureStore {
     /// first.
     pub fn recomputed_rows(&self, query: &TrainingQuery) -> Result<TrainingSet, RecomputeError> {
         self.seal()?;
-        crate::recomputed::recomputed_rows(&self.inner.shared, query)
+        crate::recomputed::Past::of(&self.inner.shared).rows(query)
     }
 
     /// Recomputes a seeded sample of the rows that were answered for `model` with `service` (`name`, in

@@ -3,8 +3,9 @@
 //! The same request, the same label, the same moment; only the features come from the event log and not
 //! from the prediction log. So a service that is new has training rows at once, over all past traffic,
 //! and for one that served they equal the served rows to the bit. A row that was answered saw the events
-//! up to its `as_of_seq`; a backfilled one is taken to have seen what had arrived by its time. Costs one
-//! pass over the log for each of the two kinds; memory holds the requests, the rows and the open states.
+//! up to its `as_of_seq`; a backfilled one is taken to have seen what had arrived by its time. Rows that
+//! the service refuses are left out. Costs one pass over the log for each of the two kinds; memory holds
+//! the requests, the rows and the open states.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -16,12 +17,15 @@ use arrow::array::{
 use arrow::datatypes::{TimestampMillisecondType, UInt32Type, UInt64Type};
 use thiserror::Error;
 
+use crate::definition::Definitions;
 use crate::join::PointInTime;
 use crate::labels::StoredLabel;
-use crate::log::{Logged, by_arrival};
+use crate::log::{EventLog, Logged, Schemas, by_arrival};
 use crate::offline::dataset::{self, files_of};
+use crate::offline::place::Place;
 use crate::offline::segments::{Wanted, corrupt, model_folder};
-use crate::offline::training::{Joined, TrainingRow, assemble, known_labels};
+use crate::offline::table::{Table, TableKind};
+use crate::offline::training::{Joined, TrainingRow, assemble, known_labels, read_again};
 use crate::offline::{
     Dataset, DatasetAbout, OfflineError, RowsFrom, TrainingQuery, TrainingSet, training_rows,
 };
@@ -56,9 +60,51 @@ pub enum RecomputeError {
     /// The event log could not be read.
     #[error("event log: {0}")]
     Events(String),
+    /// A row saw events that are not sealed yet: only the process that has the store open knows them.
+    #[error("rows saw events up to {seen}, which are sealed up to {sealed}: seal first")]
+    NotSealed {
+        /// The last event that a row saw.
+        seen: u64,
+        /// The last event of the sealed files.
+        sealed: u64,
+    },
     /// What the store holds could not be sealed before.
     #[error(transparent)]
     Seal(#[from] SealError),
+}
+
+/// Training rows as [`FeatureStore::recomputed_rows`] has them, from sealed files alone: for who reads
+/// beside the process that has the store open, as [`training_rows`] does.
+pub fn recomputed_rows(
+    data_dir: &Path,
+    definitions: &Definitions,
+    query: &TrainingQuery,
+) -> Result<TrainingSet, RecomputeError> {
+    let Some(place) = Place::existing(data_dir)? else {
+        return Ok(assemble(Vec::new())?);
+    };
+    let schemas = Schemas::of_files(definitions);
+    let is_missing = |error: &RecomputeError| {
+        let missing = |error: &OfflineError| matches!(error, OfflineError::Missing { .. });
+        matches!(error, RecomputeError::Offline(error) if missing(error))
+    };
+    read_again(is_missing, || {
+        let table = |kind| Table::read_only(kind, place.clone());
+        let (labels, predictions) = (table(TableKind::Labels)?, table(TableKind::Predictions)?);
+        // After the predictions: what they saw was sealed before them or with them.
+        let sealed = table(TableKind::Events)?;
+        let past = Past {
+            definitions,
+            events: EventLog {
+                tables: None,
+                schemas: &schemas,
+                sealed: &sealed,
+            },
+            predictions: &predictions,
+            labels: &labels,
+        };
+        past.rows(query)
+    })
 }
 
 /// Writes a dataset of the sealed rows; seals first.
@@ -70,22 +116,25 @@ pub(crate) fn dataset(
 ) -> Result<Dataset, RecomputeError> {
     store.seal()?;
     let shared = store.shared();
-    let service = service_of(shared, &query.service)?;
+    let service = service_of(&shared.definitions, &query.service)?;
     let query = TrainingQuery {
         service: service.id().to_owned(),
         ..query.clone()
     };
     let set = match features {
-        RowsFrom::Served => training_rows(&shared.data_dir, &query)?,
-        RowsFrom::Recomputed => recomputed_rows(shared, &query)?,
+        RowsFrom::Served => training_rows(&shared.data_dir, &shared.definitions, &query)?,
+        RowsFrom::Recomputed => Past::of(shared).rows(&query)?,
     };
     let about = DatasetAbout::new(&query, service, features, &set);
     let read = files_of(&shared.offline, &query, features)?;
     Ok(dataset::write(folder, (about, read), &set)?)
 }
 
-fn service_of<'a>(shared: &'a Shared, name: &str) -> Result<&'a Arc<Service>, RecomputeError> {
-    let defined = shared.definitions.service(name);
+fn service_of<'a>(
+    definitions: &'a Definitions,
+    name: &str,
+) -> Result<&'a Arc<Service>, RecomputeError> {
+    let defined = definitions.service(name);
     defined.ok_or_else(|| RecomputeError::Undefined(name.to_owned()))
 }
 
@@ -100,32 +149,60 @@ struct Asked {
     label: StoredLabel,
 }
 
-/// Rows of every sealed request of `query.model` that was answered or backfilled in time and has a label,
-/// with the features of `query.service` as the events tell them.
-pub(crate) fn recomputed_rows(
-    shared: &Shared,
-    query: &TrainingQuery,
-) -> Result<TrainingSet, RecomputeError> {
-    let service = service_of(shared, &query.service)?;
-    let Requests {
-        mut served,
-        mut backfilled,
-    } = asked(shared, service, query)?;
-    served.sort_by_key(|row| (row.as_of_seq, row.at_ms));
-    backfilled.sort_by_key(|row| row.at_ms);
-    let mut joined = Joined::of_service(service);
-    if !served.is_empty() {
-        let events = shared.events().from(0).map_err(log_error)?;
-        let seen = |event: &Logged, row: &Asked| event.seq <= row.as_of_seq;
-        // Rows are in the order of what they saw and not quite of their times: nothing is released.
-        compute((service, served), (events, seen), i64::MIN, &mut joined)?;
+/// What rows are computed from.
+#[derive(Clone, Copy)]
+pub(crate) struct Past<'a> {
+    definitions: &'a Definitions,
+    events: EventLog<'a>,
+    predictions: &'a Table,
+    labels: &'a Table,
+}
+
+impl<'a> Past<'a> {
+    /// All that an open store has, sealed or not.
+    pub(crate) fn of(shared: &'a Shared) -> Self {
+        Self {
+            definitions: &shared.definitions,
+            events: shared.events(),
+            predictions: &shared.offline.predictions,
+            labels: &shared.offline.labels,
+        }
     }
-    if !backfilled.is_empty() {
-        let events = by_arrival(shared.events()).map_err(log_error)?;
-        let seen = |event: &Logged, row: &Asked| event.arrived_ms <= row.at_ms;
-        compute((service, backfilled), (events, seen), i64::MAX, &mut joined)?;
+
+    /// Rows of every sealed request of `query.model` that was answered or backfilled in time and has a
+    /// label, with the features of `query.service` as the events tell them.
+    pub(crate) fn rows(self, query: &TrainingQuery) -> Result<TrainingSet, RecomputeError> {
+        let service = service_of(self.definitions, &query.service)?;
+        let Requests {
+            mut served,
+            mut backfilled,
+        } = asked(self, service, query)?;
+        served.sort_by_key(|row| (row.as_of_seq, row.at_ms));
+        backfilled.sort_by_key(|row| row.at_ms);
+        let mut joined = Joined::of_service(service);
+        if let Some(newest) = served.last() {
+            self.check_reach(newest.as_of_seq)?;
+            let events = self.events.from(0).map_err(log_error)?;
+            let seen = |event: &Logged, row: &Asked| event.seq <= row.as_of_seq;
+            // Rows are in the order of what they saw and not quite of their times: nothing is released.
+            compute((service, served), (events, seen), i64::MIN, &mut joined)?;
+        }
+        if !backfilled.is_empty() {
+            let events = by_arrival(self.events).map_err(log_error)?;
+            let seen = |event: &Logged, row: &Asked| event.arrived_ms <= row.at_ms;
+            compute((service, backfilled), (events, seen), i64::MAX, &mut joined)?;
+        }
+        Ok(assemble(vec![joined])?)
     }
-    Ok(assemble(vec![joined])?)
+
+    /// Whether the events reach as far as a row saw them.
+    fn check_reach(self, seen: u64) -> Result<(), RecomputeError> {
+        let sealed = self.events.sealed.manifest()?.sealed_seq;
+        match self.events.tables {
+            None if seen > sealed => Err(RecomputeError::NotSealed { seen, sealed }),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// The columns of predictions that say what was asked; features are left where they are.
@@ -149,15 +226,15 @@ struct Requests {
 
 /// The sealed requests of the query.
 fn asked(
-    shared: &Shared,
+    past: Past<'_>,
     service: &Arc<Service>,
     query: &TrainingQuery,
 ) -> Result<Requests, RecomputeError> {
-    let labels = known_labels(&shared.offline.labels, query)?;
-    let table = &shared.offline.predictions;
+    let labels = known_labels(past.labels, query)?;
+    let table = past.predictions;
     let folder = format!("{}/", model_folder(&query.model));
     let manifest = table.manifest()?;
-    let mut fields = RequestFields::new(shared, service);
+    let mut fields = RequestFields::new(past.definitions, service);
     let mut requests = Requests::default();
     for file in &manifest.files {
         let misses = file.to_ms < query.from_ms || file.from_ms >= query.to_ms;
@@ -260,15 +337,15 @@ impl<'a> AskedRows<'a> {
 
 /// Where the service's request fields stand in the requests of other services.
 struct RequestFields<'a> {
-    shared: &'a Shared,
+    definitions: &'a Definitions,
     service: &'a Arc<Service>,
     places: HashMap<Box<str>, Vec<usize>>,
 }
 
 impl<'a> RequestFields<'a> {
-    fn new(shared: &'a Shared, service: &'a Arc<Service>) -> Self {
+    fn new(definitions: &'a Definitions, service: &'a Arc<Service>) -> Self {
         Self {
-            shared,
+            definitions,
             service,
             places: HashMap::new(),
         }
@@ -281,13 +358,13 @@ impl<'a> RequestFields<'a> {
         served: &str,
         request: &str,
     ) -> Result<Result<Vec<Value>, String>, RecomputeError> {
-        let shared = self.shared;
+        let definitions = self.definitions;
         if !self.places.contains_key(served) {
             let places = self.places_in(served)?;
             self.places.insert(served.into(), places);
         }
         let places = &self.places[served];
-        let request = parse_request(service_of(shared, served)?, request);
+        let request = parse_request(service_of(definitions, served)?, request);
         Ok(request.map(|values| {
             let value = |&place: &usize| values.get(place).cloned();
             let values = places.iter().map(value);
@@ -296,7 +373,7 @@ impl<'a> RequestFields<'a> {
     }
 
     fn places_in(&self, served: &str) -> Result<Vec<usize>, RecomputeError> {
-        let defined = service_of(self.shared, served)?;
+        let defined = service_of(self.definitions, served)?;
         let place = |field: &crate::value::Field| {
             let same =
                 |known: &crate::value::Field| known.name == field.name && known.ty == field.ty;
@@ -335,6 +412,10 @@ fn compute(
         }
         history.release_in_time(row.at_ms.min(release_max_ms));
         let features = history.row(&row.request, row.at_ms);
+        if service.check_row(&features).is_err() {
+            joined.refuse(row.prediction);
+            continue;
+        }
         joined.push(
             &features.values,
             TrainingRow {

@@ -17,7 +17,7 @@ mod windows;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use featurestore::ReadError;
+use featurestore::{Definitions, ReadError};
 use registry::{
     AliasError, DatabaseError, DecisionError, LookupError, ModelName, ModelVersion, NewDecision,
     Registry, Release, RunError, Version,
@@ -56,6 +56,8 @@ pub struct ModelLoopConfig {
     pub seed: u64,
     /// The feature service of the model, `name@version`.
     pub service_id: String,
+    /// What features.toml defines.
+    pub definitions: Arc<Definitions>,
 }
 
 /// The loop of one model. One owner ticks it; it spawns nothing but the trainer.
@@ -183,6 +185,7 @@ impl ModelLoop {
             registry: registry.clone(),
             data_dir: config.data_dir.clone(),
             service_id: config.service_id.clone(),
+            definitions: Arc::clone(&config.definitions),
             bins: policy.monitor.bins,
         };
         // Labels are looked back at by the decay window, the soak, and the cohort

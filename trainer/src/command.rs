@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
-use featurestore::{Definitions, ProjectFileError, read_toml};
+use featurestore::{Definitions, ProjectFileError, RowsFrom, read_toml};
 use registry::ModelName;
 use serde::Deserialize;
 
@@ -194,9 +194,13 @@ fn check(project: &Path) -> Result<String> {
         };
         write!(
             said,
-            "\n{name}: {} features of {}, {} boosted experiments, window {}, holdout {}",
+            "\n{name}: {} features of {}, rows {}, {} boosted experiments, window {}, holdout {}",
             service.features.len(),
             service.id(),
+            match recipe.train.rows {
+                RowsFrom::Served => "as served",
+                RowsFrom::Recomputed => "computed anew",
+            },
             recipe.train.boosted.len(),
             recipe.train.window,
             recipe.train.holdout,

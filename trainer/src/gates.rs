@@ -70,6 +70,7 @@ impl SoundRows {
             ("holdout_rows", holdout.rows() as f64),
             ("train_label_share", training.label_share()),
             ("holdout_label_share", holdout.label_share()),
+            ("refused_rows", split.refused() as f64),
         ];
         let problem = (training.names() != features)
             .then(|| "the logged rows have other features than the service defines now".to_owned())
@@ -85,13 +86,17 @@ impl SoundRows {
         match problem {
             Some(reason) => Err(Verdict::new("data", false, reason, numbers)),
             None => {
-                let reason = format!(
+                let mut reason = format!(
                     "{} training and {} holdout rows, label shares {:.3} and {:.3}",
                     training.rows(),
                     holdout.rows(),
                     training.label_share(),
                     holdout.label_share()
                 );
+                if split.refused() > 0 {
+                    let refused = split.refused();
+                    reason += &format!(", {refused} rows left out that the service refuses");
+                }
                 Ok(Self {
                     verdict: Verdict::new("data", true, reason, numbers),
                     split,
@@ -140,11 +145,13 @@ fn unsound(part: &str, rows: &Part, rows_min: usize, share_min: f64) -> Option<S
 pub(crate) enum Champion {
     /// This is the model's first training.
     None,
-    /// Its answers on the holdout rows.
+    /// Its answers to the requests of the holdout rows, by rows of its own service.
     Scored {
         /// The champion's version.
         version: Version,
-        /// A probability per row.
+        /// The holdout rows that it answers: all but those that its service refuses.
+        rows: Vec<usize>,
+        /// A probability for each of them.
         scores: Vec<f32>,
     },
     /// It cannot answer these rows.
@@ -237,8 +244,9 @@ pub(crate) fn judge(gates: &Gates, case: Case<'_>) -> Judgement {
         ));
         verdicts.push(latency(candidate, gates));
     }
-    if let Champion::Scored { scores, .. } = &case.champion {
-        note(&mut metrics, "champion", &Scores::of(scores, labels));
+    if let Champion::Scored { rows, scores, .. } = &case.champion {
+        let labels = pick(labels, rows);
+        note(&mut metrics, "champion", &Scores::of(scores, &labels));
     }
     let blocking = verdicts
         .iter()
@@ -365,7 +373,7 @@ fn improvement(
     holdout: &Part,
     (gates, seed): (&Gates, u64),
 ) -> Verdict {
-    let (version, theirs) = match champion {
+    let (version, rows, theirs) = match champion {
         Champion::None => {
             return Verdict::new("improvement", true, "no champion to beat".to_owned(), []);
         }
@@ -373,9 +381,21 @@ fn improvement(
             let reason = format!("champion v{version} cannot answer these rows: {reason}");
             return Verdict::new("improvement", false, reason, []);
         }
-        Champion::Scored { version, scores } => (version, losses(scores, holdout.labels())),
+        Champion::Scored { rows, version, .. } if rows.len() < gates.holdout_rows_min => {
+            let (answered, needed) = (rows.len(), gates.holdout_rows_min);
+            let reason = format!(
+                "champion v{version} answers {answered} of the {} holdout rows, at least {needed} are needed",
+                holdout.rows()
+            );
+            return Verdict::new("improvement", false, reason, []);
+        }
+        Champion::Scored {
+            version,
+            rows,
+            scores,
+        } => (version, rows, losses(scores, &pick(holdout.labels(), rows))),
     };
-    let ours = losses(&challenger.scores, holdout.labels());
+    let ours = pick(&losses(&challenger.scores, holdout.labels()), rows);
     let gains: Vec<f64> = theirs
         .iter()
         .zip(&ours)
@@ -391,7 +411,7 @@ fn improvement(
         mean,
         lower,
         blocks,
-    } = bootstrap.lower_bound(&gains, holdout.times_ms());
+    } = bootstrap.lower_bound(&gains, &pick(holdout.times_ms(), rows));
     let passed = lower > gates.improvement_margin;
     let comparison = if passed { "above" } else { "not above" };
     let reason = format!(
@@ -411,6 +431,10 @@ fn improvement(
             ("champion", f64::from(*version)),
         ],
     )
+}
+
+fn pick<T: Copy>(of: &[T], rows: &[usize]) -> Vec<T> {
+    rows.iter().map(|&row| of[row]).collect()
 }
 
 /// Answers one row in time. The only gate that depends on the machine, so its limit is wide.
@@ -509,7 +533,11 @@ mod tests {
 
     fn champion(rows: &SoundRows, fitted: &dyn Fitted) -> Champion {
         let scores = fitted.predict(rows.holdout().values()).unwrap();
-        Champion::Scored { version: 4, scores }
+        Champion::Scored {
+            version: 4,
+            rows: (0..scores.len()).collect(),
+            scores,
+        }
     }
 
     fn refusal(judgement: &Judgement) -> (&'static str, &str) {

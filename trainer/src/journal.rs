@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use featurestore::RowsFrom;
 use registry::{
     DatabaseError, Dataset, DatasetUse, DecisionError, Digest, LogError, Metric, NewDecision,
     NewRun, OpenError, Registry, RegistryOptions, RunError, RunId, RunStatus,
@@ -97,7 +98,7 @@ impl<'a> Journal<'a> {
     pub(crate) async fn datasets(
         &self,
         rows: &SoundRows,
-        service: &str,
+        (service, from): (&str, RowsFrom),
         cuts: &CutOffs,
     ) -> Result<Vec<DatasetUse>, JournalError> {
         let mut used = Vec::new();
@@ -113,7 +114,10 @@ impl<'a> Journal<'a> {
                 to_ms: last_ms + 1,
                 role: role.to_owned(),
                 source: json!({
-                    "kind": "served_rows",
+                    "kind": match from {
+                        RowsFrom::Served => "served_rows",
+                        RowsFrom::Recomputed => "recomputed_rows",
+                    },
                     "model": self.order.model.as_str(),
                     "service": service,
                     "from_ms": cuts.from_ms,
@@ -135,6 +139,7 @@ impl<'a> Journal<'a> {
             ("train_label_share".to_owned(), training.label_share()),
             ("train_rows_labelled_within_holdout".to_owned(), late as f64),
             ("holdout_rows".to_owned(), rows.holdout().rows() as f64),
+            ("refused_rows".to_owned(), rows.refused() as f64),
         ]);
         self.log(&self.run, &metrics).await?;
         Ok(used)

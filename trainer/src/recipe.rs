@@ -7,7 +7,7 @@
 
 use std::path::{Path, PathBuf};
 
-use featurestore::{ProjectFileError, read_toml};
+use featurestore::{ProjectFileError, RowsFrom, read_toml};
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -127,6 +127,10 @@ impl ModelFile {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Train {
+    /// "served": features as they were logged with each answer. "recomputed": the features of
+    /// `service` from the event log, for every past request, whichever service answered it; so a
+    /// version of a service that never served can be trained on. Equal where both have a row.
+    pub(crate) rows: RowsFrom,
     /// The oldest prediction used, counted back from the newest matured one ("120d").
     pub(crate) window: Period,
     /// Predictions younger than this are left out: their labels are not all known yet, and the
@@ -155,6 +159,7 @@ pub(crate) struct Train {
 impl Default for Train {
     fn default() -> Self {
         Self {
+            rows: RowsFrom::Served,
             window: Period::days(180),
             maturity: Period::days(2),
             holdout: Period::days(7),
@@ -473,10 +478,11 @@ mod tests {
     #[test]
     fn a_recipe_survives_being_written_and_read() {
         let recipe = read(
-            "service = \"delay\"\n[train]\nholdout = \"14d\"\n[[train.boosted]]\ntrees = 7\n[monitor]\nanything = 1\n",
+            "service = \"delay\"\n[train]\nrows = \"recomputed\"\nholdout = \"14d\"\n[[train.boosted]]\ntrees = 7\n[monitor]\nanything = 1\n",
         )
         .unwrap();
         assert_eq!(recipe.train.holdout, Period::days(14));
+        assert_eq!(recipe.train.rows, RowsFrom::Recomputed);
         assert_eq!(recipe.train.boosted[0].trees, 7);
         let json = serde_json::to_string(&recipe.train).unwrap();
         assert_eq!(serde_json::from_str::<Train>(&json).unwrap(), recipe.train);

@@ -1,14 +1,19 @@
 //! The rows of a run and how time cuts them: training, embargo, holdout, maturity.
 //!
-//! Owns: the cut-offs of a run, the split of the training set, and parts of it that learners and
-//! gates read in place. Must not know: learners, scores, the registry.
-//! Costs: one read of the offline store; a part is a range of the one matrix, never a copy.
+//! Owns: the cut-offs of a run, where rows are read and how, the split of the training set, and
+//! parts of it that learners and gates read in place. Must not know: learners, scores, the registry.
+//! Costs: one read of the offline store (and of all sealed events, where rows are computed anew); a
+//! part is a range of the one matrix, never a copy.
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use featurestore::{OfflineError, TrainingQuery, TrainingSet, training_rows};
+use featurestore::{
+    Definitions, OfflineError, RecomputeError, RowsFrom, TrainingQuery, TrainingSet,
+    recomputed_rows, training_rows,
+};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
@@ -56,11 +61,17 @@ pub(crate) enum RowsError {
     /// The offline store could not be read.
     #[error(transparent)]
     Offline(#[from] OfflineError),
+    /// Rows could not be computed anew.
+    #[error(transparent)]
+    Recompute(#[from] RecomputeError),
     /// Nothing was predicted and labelled in time.
     #[error(
-        "model `{model}` has no matured rows of service `{service}` between {from_ms} and {to_ms}"
+        "model `{model}` has no matured rows of service `{service}` between {from_ms} and {to_ms}{}",
+        hint(*.from)
     )]
     None {
+        /// Where rows were looked for.
+        from: RowsFrom,
         /// The model's name.
         model: String,
         /// The service with its version.
@@ -70,6 +81,59 @@ pub(crate) enum RowsError {
         /// End of the range asked for.
         to_ms: i64,
     },
+}
+
+fn hint(from: RowsFrom) -> &'static str {
+    match from {
+        RowsFrom::Served => {
+            "; `rows = \"recomputed\"` in [train] makes them of what was asked before the service was there"
+        }
+        RowsFrom::Recomputed => "",
+    }
+}
+
+/// Where the rows of a run are read.
+#[derive(Clone, Copy)]
+pub(crate) struct Source<'a> {
+    /// The data folder.
+    pub(crate) data: &'a Path,
+    /// What features.toml defines.
+    pub(crate) definitions: &'a Definitions,
+    /// The model whose requests are the rows.
+    pub(crate) model: &'a str,
+}
+
+impl Source<'_> {
+    /// The labelled rows of `service` that were asked for in `times_ms`.
+    fn read(
+        self,
+        (service, from): (&str, RowsFrom),
+        times_ms: Range<i64>,
+        known_by_ms: i64,
+    ) -> Result<TrainingSet, RowsError> {
+        let query = TrainingQuery {
+            model: self.model.to_owned(),
+            service: service.to_owned(),
+            from_ms: times_ms.start,
+            to_ms: times_ms.end,
+            known_by_ms,
+        };
+        Ok(match from {
+            RowsFrom::Served => training_rows(self.data, self.definitions, &query)?,
+            RowsFrom::Recomputed => recomputed_rows(self.data, self.definitions, &query)?,
+        })
+    }
+
+    /// The holdout of `cuts` as rows of another service: what it would have answered from, at the
+    /// same moments. Computed anew, since one request is served by one service.
+    pub(crate) fn holdout_of(self, service: &str, cuts: &CutOffs) -> Result<Part, RowsError> {
+        let times_ms = cuts.holdout_from_ms..cuts.to_ms;
+        let set = self.read((service, RowsFrom::Recomputed), times_ms, cuts.known_by_ms)?;
+        Ok(Part {
+            range: 0..set.rows(),
+            set: Arc::new(set),
+        })
+    }
 }
 
 /// A training set with its cuts.
@@ -83,26 +147,19 @@ pub(crate) struct Split {
 }
 
 impl Split {
-    /// Reads the rows of `model` that were answered, with `service`, and are labelled and matured.
+    /// Reads the rows of `service` that are labelled and matured.
     pub(crate) fn read(
-        data: &Path,
-        model: &str,
+        source: Source<'_>,
         service: &str,
-        cuts: &CutOffs,
-        train: &Train,
+        (cuts, train): (&CutOffs, &Train),
     ) -> Result<Self, RowsError> {
-        let query = TrainingQuery {
-            model: model.to_owned(),
-            service: service.to_owned(),
-            from_ms: cuts.from_ms,
-            to_ms: cuts.to_ms,
-            known_by_ms: cuts.known_by_ms,
-        };
-        let set = training_rows(data, &query)?;
+        let times_ms = cuts.from_ms..cuts.to_ms;
+        let set = source.read((service, train.rows), times_ms, cuts.known_by_ms)?;
         if set.labels.is_empty() || set.names.is_empty() {
             return Err(RowsError::None {
-                model: query.model,
-                service: query.service,
+                from: train.rows,
+                model: source.model.to_owned(),
+                service: service.to_owned(),
                 from_ms: cuts.from_ms,
                 to_ms: cuts.to_ms,
             });
@@ -134,6 +191,11 @@ impl Split {
             holdout,
             set,
         }
+    }
+
+    /// Labelled rows that were left out, since no model may answer from them.
+    pub(crate) fn refused(&self) -> u64 {
+        self.set.refused
     }
 
     /// All rows that may be fitted.
@@ -230,6 +292,15 @@ impl Part {
         Some((*self.times_ms().first()?, *self.times_ms().last()?))
     }
 
+    /// The places of the predictions that are in both parts, here and there, in the order of here.
+    pub(crate) fn shared_with(&self, other: &Self) -> impl Iterator<Item = (usize, usize)> {
+        let theirs = &other.set.predictions[other.range.clone()];
+        let places: HashMap<_, _> = theirs.iter().zip(0..).collect();
+        let ours = self.set.predictions[self.range.clone()].iter();
+        ours.enumerate()
+            .filter_map(move |(here, prediction)| Some((here, *places.get(prediction)?)))
+    }
+
     /// The digest of the whole set, which a dataset of the same query has too.
     pub(crate) fn set_digest(&self) -> [u8; 32] {
         self.set.digest
@@ -261,6 +332,8 @@ pub(crate) mod tests {
             known_ms: times.iter().map(|at| at + 3 * HOUR).collect(),
             predicted_ms: times,
             request_ids: (0..rows).map(|row| row.to_string()).collect(),
+            predictions: crate::synthetic::predictions(rows),
+            refused: 0,
             digest: [7; 32],
         })
     }

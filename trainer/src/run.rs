@@ -23,7 +23,7 @@ use crate::learner::LearnError;
 use crate::progress::Progress;
 use crate::recipe::{Recipe, RecipeError};
 use crate::register::{Origin, RegisterError, Registered, register};
-use crate::rows::{CutOffs, Part, RowsError, Split};
+use crate::rows::{CutOffs, Part, RowsError, Source, Split};
 
 /// What is to be trained, from what, as of when.
 #[derive(Clone, Debug)]
@@ -146,8 +146,14 @@ impl Active<'_> {
             .ok_or_else(|| RunError::UnknownService(recipe.service.clone()))?;
         let cuts = CutOffs::at(&recipe.train, self.order.as_of_ms);
         self.journal.order(&recipe, service.id(), &cuts).await?;
-        let rows = self.rows(&recipe, service, &cuts).await?;
-        let datasets = self.journal.datasets(&rows, service.id(), &cuts).await?;
+        let source = Source {
+            data: &self.order.data,
+            definitions: &definitions,
+            model: model.as_str(),
+        };
+        let rows = self.rows(source, (&recipe, service), &cuts).await?;
+        let from = (service.id(), recipe.train.rows);
+        let datasets = self.journal.datasets(&rows, from, &cuts).await?;
         let effort = Effort {
             seed: self.order.seed,
             threads: self.order.threads,
@@ -156,10 +162,10 @@ impl Active<'_> {
         self.journal.trials(&outcome).await?;
         let judgement = {
             let _phase = self.progress.phase("gates", 1);
-            judge(
-                &recipe.gates,
-                self.case(&rows, &outcome, service.id()).await?,
-            )
+            let champion = self
+                .champion(source, (&rows.holdout(), service.id()), &cuts)
+                .await?;
+            judge(&recipe.gates, self.case(&rows, &outcome, champion).await?)
         };
         self.check_stop()?;
         let origin = Origin {
@@ -177,14 +183,13 @@ impl Active<'_> {
     /// Reads the rows and puts them before the data gate.
     async fn rows(
         &self,
-        recipe: &Recipe,
-        service: &Service,
+        source: Source<'_>,
+        (recipe, service): (&Recipe, &Service),
         cuts: &CutOffs,
     ) -> Result<SoundRows, RunError> {
         let split = {
             let _phase = self.progress.phase("rows", 1);
-            let Order { data, model, .. } = self.order;
-            Split::read(data, model.as_str(), service.id(), cuts, &recipe.train)?
+            Split::read(source, service.id(), (cuts, &recipe.train))?
         };
         self.check_stop()?;
         let features: Vec<String> = service.feature_names().map(str::to_owned).collect();
@@ -202,19 +207,15 @@ impl Active<'_> {
         }
     }
 
-    /// Brings challenger, simple model and champion to the holdout rows.
+    /// Brings challenger and simple model to the holdout rows.
     async fn case<'r>(
         &self,
         rows: &'r SoundRows,
         outcome: &Outcome,
-        service: &str,
+        champion: Champion,
     ) -> Result<Case<'r>, RunError> {
         let holdout = rows.holdout();
         let release = self.journal.registry.release(&self.order.model).await?;
-        let champion = match release.champion() {
-            None => Champion::None,
-            Some(version) => self.champion(version, &holdout, service).await?,
-        };
         let seed = self.order.seed;
         Ok(Case {
             rows,
@@ -226,37 +227,48 @@ impl Active<'_> {
         })
     }
 
-    /// The champion's answers, by its own ONNX file, to rows of `service`: rows of another than its
-    /// own have other columns, or columns that mean something else.
+    /// The champion's answers, by its own ONNX file, to the requests of the holdout, whose rows are of
+    /// `service`. One of another service gets rows of its own: these have other columns, or columns that
+    /// mean something else.
     async fn champion(
         &self,
-        version: Version,
-        holdout: &Part,
-        service: &str,
+        source: Source<'_>,
+        (holdout, service): (&Part, &str),
+        cuts: &CutOffs,
     ) -> Result<Champion, RunError> {
-        let registered = self
-            .journal
-            .registry
-            .version(&self.order.model, version)
-            .await?;
-        if let Some(own) = registered.service.filter(|own| own != service) {
-            let reason = format!("it takes rows of `{own}`, these are of `{service}`");
-            return Ok(Champion::Unscorable { version, reason });
-        }
-        let scored = match self
-            .journal
-            .registry
-            .get_artifact(&registered.artifact)
-            .await
-        {
-            Ok(bytes) => {
-                score_registered(Arc::from(bytes.as_ref()), holdout).map_err(|e| e.to_string())
-            }
-            Err(error) => Err(error.to_string()),
+        let registry = &self.journal.registry;
+        let release = registry.release(&self.order.model).await?;
+        let Some(version) = release.champion() else {
+            return Ok(Champion::None);
         };
-        Ok(match scored {
-            Ok(scores) => Champion::Scored { version, scores },
-            Err(reason) => Champion::Unscorable { version, reason },
+        let registered = registry.version(&self.order.model, version).await?;
+        let unscorable = |reason: String| Champion::Unscorable { version, reason };
+        let bytes = match registry.get_artifact(&registered.artifact).await {
+            Ok(bytes) => Arc::from(bytes.as_ref()),
+            Err(error) => return Ok(unscorable(error.to_string())),
+        };
+        let own = match registered.service.filter(|own| own != service) {
+            Some(own) => match source.holdout_of(&own, cuts) {
+                Ok(rows) => Some(rows),
+                Err(error) => return Ok(unscorable(format!("it takes rows of `{own}`: {error}"))),
+            },
+            None => None,
+        };
+        let scores = match score_registered(bytes, own.as_ref().unwrap_or(holdout)) {
+            Ok(scores) => scores,
+            Err(error) => return Ok(unscorable(error.to_string())),
+        };
+        let (rows, scores) = match &own {
+            None => ((0..scores.len()).collect(), scores),
+            Some(own) => {
+                let shared = holdout.shared_with(own);
+                shared.map(|(row, theirs)| (row, scores[theirs])).unzip()
+            }
+        };
+        Ok(Champion::Scored {
+            version,
+            rows,
+            scores,
         })
     }
 

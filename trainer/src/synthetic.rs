@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use featurestore::TrainingSet;
+use featurestore::{PredictionKey, TrainingSet};
 
 use crate::recipe::Train;
 use crate::rows::{CutOffs, Split};
@@ -47,8 +47,19 @@ pub(crate) fn set(rows: usize, seed: u64) -> TrainingSet {
         known_ms: predicted_ms.iter().map(|at| at + STEP_MS).collect(),
         predicted_ms,
         request_ids: (0..rows).map(|row| row.to_string()).collect(),
+        predictions: predictions(rows),
+        refused: 0,
         digest: [1; 32],
     }
+}
+
+/// The rows of one request.
+pub(crate) fn predictions(rows: usize) -> Vec<PredictionKey> {
+    let first: PredictionKey = "00000000-0000-8000-8000-000000000000/0"
+        .parse()
+        .expect("it names a prediction");
+    let key = |row| PredictionKey { row, ..first };
+    (0..rows as u32).map(key).collect()
 }
 
 /// A set whose last third is the holdout, and whose last sixth before that compares experiments.

@@ -293,32 +293,122 @@ async fn a_challenger_that_is_no_better_is_rejected_and_the_reason_kept() {
     );
 }
 
+/// The second version of the service: the amount in other units, and a column more.
+fn second_version() -> String {
+    let first = "{ request = \"amount\" }";
+    let second = "{ name = \"tenfold\", expression = \"amount * 10\" },\n  \
+        { name = \"known\", expression = \"present(age)\" }";
+    FEATURES
+        .replace("version = 1", "version = 2")
+        .replace(first, second)
+}
+
 #[tokio::test]
-async fn a_champion_is_not_judged_by_rows_of_another_version_of_its_service() {
+async fn a_new_version_of_the_service_is_trained_on_what_was_asked_of_the_old_one() {
     let project = Project::new();
     assert!(project.train(HISTORY_HOURS).status.success());
-    let second = FEATURES.replace("version = 1", "version = 2").replace(
-        "{ request = \"amount\" }",
-        "{ name = \"amount\", expression = \"amount * 10\" }",
-    );
-    let path = project.folder.path().join("features.toml");
-    std::fs::write(path, format!("{FEATURES}{second}")).unwrap();
     let later = HISTORY_HOURS + 24 * 30;
-    project.backfill_for("risk@2", HISTORY_HOURS..later, 1.0);
+    project.backfill(HISTORY_HOURS..later, -1.0);
+    let path = |name: &str| project.folder.path().join(name);
+    std::fs::write(
+        path("features.toml"),
+        format!("{FEATURES}{}", second_version()),
+    )
+    .unwrap();
+    // Nothing was ever served with it.
+    let output = project.train(later);
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        told.contains("no matured rows of service `risk@2`") && told.contains("\"recomputed\""),
+        "{told}"
+    );
+    let anew = MODEL.replace("[train]", "[train]\nrows = \"recomputed\"");
+    std::fs::write(path("models/risk.toml"), anew).unwrap();
     let output = project.train(later);
     assert!(
-        said(&output).contains("rejected by gate improvement"),
+        said(&output).contains("challenger v3, simple v4"),
         "{}",
         said(&output)
     );
     let registry = project.registry().await;
-    let decisions = registry.decisions(&project.model, Some("gate"), 1);
-    let decisions = decisions.await.unwrap();
-    let reason = decisions[0].evidence["reason"].as_str().unwrap();
-    assert!(
-        reason.contains("it takes rows of `risk@1`, these are of `risk@2`"),
-        "{reason}"
+    let lineage = registry.lineage(&project.model, 3).await.unwrap();
+    assert_eq!(lineage.version.service.as_deref(), Some("risk@2"));
+    let source = &lineage.datasets[0].dataset.source;
+    assert_eq!(source["kind"], "recomputed_rows");
+    // The champion was asked the same, by rows of its own service.
+    let run = project.latest_run(&registry).await;
+    let champion = run.metric("champion_log_loss").unwrap();
+    assert!(champion > run.metric("holdout_log_loss").unwrap() + 0.1);
+    let first = registry.version(&project.model, 1).await.unwrap();
+    assert_eq!(first.service.as_deref(), Some("risk@1"));
+}
+
+#[tokio::test]
+async fn a_champion_is_scored_as_on_rows_of_its_own_service() {
+    let project = Project::new();
+    assert!(project.train(HISTORY_HOURS).status.success());
+    let registry = project.registry().await;
+    let before = registry.version(&project.model, 1).await.unwrap();
+    let path = |name: &str| project.folder.path().join(name);
+    std::fs::write(
+        path("features.toml"),
+        format!("{FEATURES}{}", second_version()),
+    )
+    .unwrap();
+    let anew = MODEL.replace("[train]", "[train]\nrows = \"recomputed\"");
+    std::fs::write(path("models/risk.toml"), anew).unwrap();
+    let output = project.train(HISTORY_HOURS);
+    assert!(output.status.success(), "passed or refused, but not broken");
+    let run = project.latest_run(&registry).await;
+    let champion = run.metric("champion_log_loss").unwrap();
+    assert_eq!(champion, log_loss(&before.metrics), "on the same holdout");
+}
+
+#[tokio::test]
+async fn both_ways_to_rows_give_one_training_set() {
+    let project = Project::new();
+    assert!(project.train(HISTORY_HOURS).status.success());
+    let registry = project.registry().await;
+    let set = |of: &registry::Lineage| of.datasets[0].dataset.source["set_digest"].clone();
+    let served = registry.lineage(&project.model, 1).await.unwrap();
+    let anew = MODEL.replace("[train]", "[train]\nrows = \"recomputed\"");
+    std::fs::write(project.folder.path().join("models/risk.toml"), anew).unwrap();
+    assert!(project.train(HISTORY_HOURS).status.success());
+    let run = project.latest_run(&registry).await;
+    let recomputed = &run.datasets[0].dataset.source;
+    assert_eq!(recomputed["kind"], "recomputed_rows");
+    assert_eq!(recomputed["set_digest"], set(&served));
+}
+
+#[tokio::test]
+async fn rows_that_the_service_refuses_are_left_out_and_counted() {
+    let project = Project::new();
+    let refusing = FEATURES.replace(
+        "{ request = \"age\" }",
+        "{ request = \"age\", missing = \"refuse\" }",
     );
+    let path = |name: &str| project.folder.path().join(name);
+    std::fs::write(path("features.toml"), refusing).unwrap();
+    let train = |model: &str| {
+        std::fs::write(path("models/risk.toml"), model).unwrap();
+        project.train(HISTORY_HOURS)
+    };
+    let served = train(MODEL);
+    assert!(served.status.success());
+    let told = String::from_utf8_lossy(&served.stderr).into_owned();
+    assert!(
+        told.contains("rows left out that the service refuses"),
+        "{told}"
+    );
+    let registry = project.registry().await;
+    let refused = |run: &Run| run.metric("refused_rows").unwrap();
+    let first = project.latest_run(&registry).await;
+    assert!(refused(&first) > 100.0, "a tenth has no age");
+    train(&MODEL.replace("[train]", "[train]\nrows = \"recomputed\""));
+    let second = project.latest_run(&registry).await;
+    assert_ne!(second.summary.id, first.summary.id);
+    assert_eq!(refused(&second), refused(&first));
+    assert_eq!(second.metric("train_rows"), first.metric("train_rows"));
 }
 
 #[tokio::test]

@@ -240,7 +240,7 @@ mod tests {
             let legacy = Legacy { sealed_seq: 0, unfinished: &|_| false };
             let place = Place::of_data_folder(folder.path()).unwrap();
             let sealed = Table::open(TableKind::Events, place, &legacy).unwrap();
-            let log = EventLog { tables: &tables, schemas: &schemas, sealed: &sealed };
+            let log = EventLog { tables: Some(&tables), schemas: &schemas, sealed: &sealed };
             let found = by_arrival(log).unwrap().map(|event| {
                 let event = event.unwrap();
                 (event.arrived_ms, event.seq)

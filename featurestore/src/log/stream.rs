@@ -26,7 +26,8 @@ use crate::value::Value;
 /// All events of a store, wherever they lie.
 #[derive(Clone, Copy)]
 pub(crate) struct EventLog<'a> {
-    pub(crate) tables: &'a Tables,
+    /// `None` beside the process that has the database open: the stream ends with the sealed files.
+    pub(crate) tables: Option<&'a Tables>,
     pub(crate) schemas: &'a Schemas,
     pub(crate) sealed: &'a Table,
 }
@@ -114,7 +115,7 @@ struct Walk<'a> {
     current: Option<usize>,
     /// Held, so that no file is removed meanwhile.
     manifest: Arc<Manifest>,
-    tail: DBRawIterator<'a>,
+    tail: Option<DBRawIterator<'a>>,
     failed: bool,
 }
 
@@ -125,14 +126,16 @@ impl<'a> Walk<'a> {
         numbers: std::ops::RangeInclusive<u64>,
     ) -> Result<Self, ReadError> {
         // The log first: what it no longer holds then is in the manifest that is read after it.
-        let mut tail = log.tables.raw_scan(Column::Events);
+        let mut tail = log.tables.map(|tables| tables.raw_scan(Column::Events));
         let manifest = log.sealed.manifest().map_err(ReadError::sealed)?;
         let next = (*numbers.start()).max(1);
         let reaches =
             |file: &&SealedFile| file.last_seq >= next && file.first_seq <= *numbers.end();
         let mut files: Vec<_> = manifest.files.iter().filter(reaches).cloned().collect();
         files.sort_by_key(|file| Reverse(file.first_seq));
-        tail.seek(Key::Event(next.max(manifest.sealed_seq + 1)).to_bytes());
+        if let Some(tail) = &mut tail {
+            tail.seek(Key::Event(next.max(manifest.sealed_seq + 1)).to_bytes());
+        }
         Ok(Self {
             log,
             part,
@@ -192,7 +195,7 @@ impl<'a> Walk<'a> {
         }
         match self.waiting.pop() {
             Some(Reverse((seq, place))) if seq == self.next => Ok(place),
-            _ => Err(self.missing("in the sealed files")),
+            _ => Err(missing(self.next, "in the sealed files")),
         }
     }
 
@@ -200,14 +203,17 @@ impl<'a> Walk<'a> {
     fn tail_step(&mut self) -> Result<Option<Step>, ReadError> {
         // Sealed files are behind: their batches need not be held any longer.
         self.open.clear();
-        let (Some(key), Some(value)) = (self.tail.key(), self.tail.value()) else {
-            self.tail.status().map_err(ReadError::database)?;
+        let Some(tail) = &mut self.tail else {
+            return Ok(None);
+        };
+        let (Some(key), Some(value)) = (tail.key(), tail.value()) else {
+            tail.status().map_err(ReadError::database)?;
             return Ok(None);
         };
         let seq = Key::number(key);
         let seq = seq.ok_or_else(|| ReadError::Damaged("key of an event".to_owned()))?;
         if seq != self.next {
-            return Err(self.missing("in the log"));
+            return Err(missing(self.next, "in the log"));
         }
         let schemas = self.log.schemas;
         let step = Step {
@@ -218,13 +224,13 @@ impl<'a> Walk<'a> {
                 Part::Arrivals => None,
             },
         };
-        self.tail.next();
+        tail.next();
         Ok(Some(step))
     }
+}
 
-    fn missing(&self, place: &str) -> ReadError {
-        ReadError::Damaged(format!("event {} is missing {place}", self.next))
-    }
+fn missing(seq: u64, place: &str) -> ReadError {
+    ReadError::Damaged(format!("event {seq} is missing {place}"))
 }
 
 impl Iterator for Walk<'_> {

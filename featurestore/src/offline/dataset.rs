@@ -17,7 +17,7 @@ use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::manifest::SealedFile;
@@ -27,10 +27,11 @@ use super::{OfflineError, OfflineTables, TrainingQuery, TrainingSet};
 use crate::service::Service;
 
 /// Where the features of a dataset come from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RowsFrom {
     /// As they were served: log and wait.
+    #[default]
     Served,
     /// As the events tell them, for the requests that were served.
     Recomputed,
@@ -74,6 +75,8 @@ pub struct Dataset {
     pub sha256: String,
     /// What it is.
     pub about: DatasetAbout,
+    /// Labelled rows that were left out, since the service refuses them.
+    pub refused: u64,
     /// The sealed files that it was read from. Sealing and compaction alter these and not the rows, so
     /// they are no part of the name or of the file.
     pub read: Vec<ReadFile>,
@@ -177,6 +180,7 @@ pub(crate) fn write(
         sha256: hex(&Sha256::digest(&bytes)),
         file,
         about,
+        refused: set.refused,
         read,
         name,
     };

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use arrow::array::{Array, AsArray, RecordBatch};
-use arrow::datatypes::{Float32Type, TimestampMillisecondType, UInt32Type};
+use arrow::array::{Array, AsArray, ListArray, RecordBatch};
+use arrow::datatypes::{Float32Type, TimestampMillisecondType, UInt8Type, UInt32Type};
 use sha2::{Digest, Sha256};
 
 use super::manifest::SealedFile;
@@ -12,13 +12,15 @@ use super::place::Place;
 use super::segments::{Wanted, corrupt, model_folder};
 use super::table::{Table, TableKind};
 use super::{OfflineError, TrainingQuery, TrainingSet, label_rows};
+use crate::definition::Definitions;
 use crate::labels::StoredLabel;
 use crate::predictions::columns::{lists, numbers, optional, texts};
 use crate::predictions::{PredictionKey, Role};
 use crate::service::Service;
+use crate::window::Status;
 
-/// The columns of predictions that training needs.
-const COLUMNS: [&str; 7] = [
+/// The columns of predictions that training needs, the last only of a service that refuses rows.
+const COLUMNS: [&str; 8] = [
     "prediction_id",
     "row",
     "request_id",
@@ -26,30 +28,48 @@ const COLUMNS: [&str; 7] = [
     "at",
     "service",
     "features.list.item",
+    "statuses.list.item",
 ];
 
 pub(super) fn training_rows(
     data_dir: &Path,
+    definitions: &Definitions,
     query: &TrainingQuery,
 ) -> Result<TrainingSet, OfflineError> {
     let Some(place) = Place::existing(data_dir)? else {
         return assemble(Vec::new());
     };
-    // Files go only after the manifest has forgotten them: one that is missing means that the manifest
-    // is old.
+    let service = definitions.service(&query.service);
+    let refusing = service.map_or(&[][..], |service| &service.refusing);
+    read_again(
+        |error| matches!(error, OfflineError::Missing { .. }),
+        || read_once(&place, query, refusing),
+    )
+}
+
+/// Reads by the manifests as they are, and anew where a file was missing: files go only after their
+/// manifest has forgotten them, so the manifest was old.
+pub(crate) fn read_again<T, E>(
+    is_missing: impl Fn(&E) -> bool,
+    read: impl Fn() -> Result<T, E>,
+) -> Result<T, E> {
     for _ in 1..READS_MAX {
-        match read_once(&place, query) {
-            Err(OfflineError::Missing { .. }) => {}
+        match read() {
+            Err(error) if is_missing(&error) => {}
             read => return read,
         }
     }
-    read_once(&place, query)
+    read()
 }
 
-/// How often the manifests are read anew before a missing file is an error.
+/// How often the manifests are read before a missing file is an error.
 const READS_MAX: usize = 3;
 
-fn read_once(place: &Place, query: &TrainingQuery) -> Result<TrainingSet, OfflineError> {
+fn read_once(
+    place: &Place,
+    query: &TrainingQuery,
+    refusing: &[usize],
+) -> Result<TrainingSet, OfflineError> {
     let labels = Table::read_only(TableKind::Labels, place.clone())?;
     let labels = known_labels(&labels, query)?;
     let predictions = Table::read_only(TableKind::Predictions, place.clone())?;
@@ -66,7 +86,7 @@ fn read_once(place: &Place, query: &TrainingQuery) -> Result<TrainingSet, Offlin
             .map(|stripe| {
                 scope.spawn({
                     let (labels, predictions) = (&labels, &predictions);
-                    move || join((predictions, share(stripe)), query, labels)
+                    move || join((predictions, share(stripe)), (query, refusing), labels)
                 })
             })
             .collect();
@@ -116,6 +136,8 @@ pub(crate) struct Joined {
     names: Option<(Vec<String>, PathBuf)>,
     values: Vec<f32>,
     rows: Vec<TrainingRow>,
+    /// Those that their service refuses.
+    refused: Vec<PredictionKey>,
 }
 
 /// A labelled row, but for its features.
@@ -130,17 +152,21 @@ pub(crate) struct TrainingRow {
 
 fn join<'a>(
     (table, files): (&Table, impl Iterator<Item = &'a SealedFile>),
-    query: &TrainingQuery,
+    asked: (&TrainingQuery, &[usize]),
     labels: &Labels,
 ) -> Result<Joined, OfflineError> {
     let mut joined = Joined::default();
+    let columns = match asked.1 {
+        [] => &COLUMNS[..COLUMNS.len() - 1],
+        _ => &COLUMNS,
+    };
     for file in files {
         let path = table.shown(&file.path);
-        let segment = table.segment(file, Wanted::Named(&COLUMNS))?;
+        let segment = table.segment(file, Wanted::Named(columns))?;
         let names = segment.features()?;
         let before = joined.rows.len();
         for batch in segment {
-            let taken = joined.take(&batch?, names.len(), query, labels);
+            let taken = joined.take(&batch?, names.len(), asked, labels);
             taken.map_err(|problem| corrupt(&path, problem))?;
         }
         if joined.rows.len() > before {
@@ -166,11 +192,16 @@ impl Joined {
         self.rows.push(row);
     }
 
+    /// Counts a row from which no model may answer.
+    pub(crate) fn refuse(&mut self, prediction: PredictionKey) {
+        self.refused.push(prediction);
+    }
+
     fn take(
         &mut self,
         batch: &RecordBatch,
         width: usize,
-        query: &TrainingQuery,
+        (query, refusing): (&TrainingQuery, &[usize]),
         labels: &Labels,
     ) -> Result<(), String> {
         let (ids, roles) = (texts(batch, "prediction_id")?, texts(batch, "role")?);
@@ -180,6 +211,10 @@ impl Joined {
         let features = lists(batch, "features")?;
         let values = features.values().as_primitive_opt::<Float32Type>();
         let values = values.ok_or("features are not float32")?.values();
+        let statuses = match refusing {
+            [] => None,
+            _ => Some(Statuses::of(batch)?),
+        };
         let (from_ms, to_ms) = (query.from_ms, query.to_ms);
         for index in 0..batch.num_rows() {
             let predicted_ms = at.value(index);
@@ -198,6 +233,12 @@ impl Joined {
             let Some(label) = labels.get(&prediction) else {
                 continue;
             };
+            if let Some(statuses) = &statuses
+                && statuses.refuse(index, refusing)
+            {
+                self.refuse(prediction);
+                continue;
+            }
             let ends = features.value_offsets();
             let row = &values[ends[index] as usize..ends[index + 1] as usize];
             if row.len() != width {
@@ -230,6 +271,31 @@ impl Joined {
     }
 }
 
+/// How well the features of a batch are known.
+struct Statuses<'a> {
+    lists: &'a ListArray,
+    codes: &'a [u8],
+}
+
+impl<'a> Statuses<'a> {
+    fn of(batch: &'a RecordBatch) -> Result<Self, String> {
+        let lists = lists(batch, "statuses")?;
+        let codes = lists.values().as_primitive_opt::<UInt8Type>();
+        let codes = codes.ok_or("statuses are not uint8")?.values();
+        Ok(Self { lists, codes })
+    }
+
+    /// Whether one of these features is not present in a row.
+    fn refuse(&self, row: usize, refusing: &[usize]) -> bool {
+        let first = self.lists.value_offsets()[row] as usize;
+        let present = |&feature: &usize| {
+            feature < self.lists.value_length(row) as usize
+                && self.codes[first + feature] == Status::Present.code()
+        };
+        !refusing.iter().all(present)
+    }
+}
+
 /// Sorts the rows, drops repeated ones (two backfills may cover the same request) and takes the digest.
 /// Ties of (time, request id) are broken by content: prediction ids are random.
 pub(crate) fn assemble(mut parts: Vec<Joined>) -> Result<TrainingSet, OfflineError> {
@@ -257,12 +323,17 @@ pub(crate) fn assemble(mut parts: Vec<Joined>) -> Result<TrainingSet, OfflineErr
     });
     let mut seen = std::collections::HashSet::with_capacity(order.len());
     order.retain(|&place| seen.insert(row(place).prediction));
+    let refused = parts.iter().flat_map(|part| &part.refused);
     let mut set = TrainingSet {
+        refused: refused
+            .filter(|&&prediction| seen.insert(prediction))
+            .count() as u64,
         values: Vec::with_capacity(order.len() * width),
         labels: order.iter().map(|&place| row(place).label).collect(),
         predicted_ms: order.iter().map(|&it| row(it).predicted_ms).collect(),
         known_ms: order.iter().map(|&place| row(place).known_ms).collect(),
         request_ids: order.iter().map(|&it| row(it).request_id.clone()).collect(),
+        predictions: order.iter().map(|&place| row(place).prediction).collect(),
         names,
         digest: [0; 32],
     };

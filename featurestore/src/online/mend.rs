@@ -202,10 +202,9 @@ impl Mending {
     }
 
     /// Fills what was emptied, but for the states: they are those of views that are not known.
-    pub(crate) fn fill(&self, events: EventLog<'_>) -> Result<(), ReadError> {
-        let tables = events.tables;
+    pub(crate) fn fill(&self, tables: &Tables, events: EventLog<'_>) -> Result<(), ReadError> {
         if self.emptied.contains(&Column::Dedupe) {
-            fill_dedupe(events)?;
+            fill_dedupe(tables, events)?;
         }
         let labels = [Column::Labels, Column::PendingLabels];
         if labels.iter().any(|column| self.emptied.contains(column)) {
@@ -232,8 +231,7 @@ impl Mending {
     }
 }
 
-fn fill_dedupe(events: EventLog<'_>) -> Result<(), ReadError> {
-    let tables = events.tables;
+fn fill_dedupe(tables: &Tables, events: EventLog<'_>) -> Result<(), ReadError> {
     let mut filling = Filling::of(tables);
     for logged in events.from(0)? {
         let logged = logged?;

@@ -55,14 +55,14 @@ pub(crate) fn open(
     }
     let schemas = Schemas::load(&tables, &definitions).map_err(read)?;
     let events = EventLog {
-        tables: &tables,
+        tables: Some(&tables),
         schemas: &schemas,
         sealed: &offline.events,
     };
     if let Some(mending) = &mending {
-        mending.fill(events).map_err(read)?;
+        mending.fill(&tables, events).map_err(read)?;
     }
-    renew_views(events, &definitions, options.cached_states_max)?;
+    renew_views(&tables, events, (&definitions, options.cached_states_max))?;
     if let Some(mending) = mending {
         mending.end(data_dir).map_err(io_at(data_dir))?;
     }
@@ -187,11 +187,10 @@ const REBUILD_EVENTS: u64 = 65_536;
 /// Folds the whole log into views that the database does not know, and drops the states of views that
 /// are no longer defined. A view counts as known when its rebuild is complete.
 fn renew_views(
+    tables: &Tables,
     log: EventLog<'_>,
-    definitions: &Definitions,
-    states_max: usize,
+    (definitions, states_max): (&Definitions, usize),
 ) -> Result<(), OpenError> {
-    let tables = log.tables;
     let mut known = Vec::new();
     for pair in tables.scan(Column::Meta, &Key::View(0).to_bytes()) {
         let (key, _) = pair.map_err(database)?;

@@ -74,7 +74,7 @@ impl Shared {
     /// All events, wherever they lie.
     pub(crate) fn events(&self) -> EventLog<'_> {
         EventLog {
-            tables: &self.tables,
+            tables: Some(&self.tables),
             schemas: &self.schemas,
             sealed: &self.offline.events,
         }

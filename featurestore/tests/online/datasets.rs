@@ -4,11 +4,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use featurestore::{
-    Definitions, FeatureStore, Label, RowsFrom, StoreOptions, TrainingQuery, training_rows,
+    Definitions, FeatureStore, Label, RowsFrom, StoreOptions, TrainingQuery, TrainingSet,
+    recomputed_rows,
 };
 use rand::Rng;
 
-use crate::flights::{DEFINITIONS, MINUTE_MS, START_MS, Traffic, open, shadow_of};
+use crate::flights::{DEFINITIONS, MINUTE_MS, START_MS, Traffic, open, shadow_of, training_rows};
 
 const STEPS: i64 = 300;
 const END_MS: i64 = START_MS + STEPS * 17 * MINUTE_MS;
@@ -27,6 +28,7 @@ fn query(service: &str) -> TrainingQuery {
 /// and labels for most.
 fn serve(store: &FeatureStore, seed: u64) {
     let mut traffic = Traffic::new(seed);
+    traffic.definitions = Arc::clone(store.definitions());
     for step in 0..STEPS {
         let now_ms = START_MS + step * 17 * MINUTE_MS;
         let behind_ms = traffic.random.random_range(0..3000) * MINUTE_MS / 60;
@@ -63,6 +65,13 @@ fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
     files
 }
 
+/// Asserts that two sets are the same rows; digests are of values to the bit.
+fn assert_one(found: &TrainingSet, expected: &TrainingSet) {
+    assert_eq!(found.predictions, expected.predictions);
+    let told = |set: &TrainingSet| (set.rows(), set.refused, set.digest);
+    assert_eq!(told(found), told(expected));
+}
+
 #[test]
 fn rows_as_served_and_rows_computed_anew_have_one_digest() {
     let folder = tempfile::tempdir().unwrap();
@@ -74,6 +83,11 @@ fn rows_as_served_and_rows_computed_anew_have_one_digest() {
     assert!(served.rows() > 200, "{} rows", served.rows());
     let recomputed = store.recomputed_rows(&query).unwrap();
     assert_eq!(recomputed.digest, served.digest);
+    // As a trainer beside the store does it: by sealed files alone, whatever came in meanwhile.
+    let event = Traffic::new(65).departure(END_MS);
+    store.ingest_events_blocking(vec![event], END_MS).unwrap();
+    let beside = recomputed_rows(folder.path(), store.definitions(), &query).unwrap();
+    assert_one(&beside, &served);
     // And again from sealed events and another process.
     drop(store);
     let store = open(folder.path());
@@ -152,4 +166,53 @@ fn a_new_service_has_rows_over_the_traffic_of_the_old_one() {
         .unwrap_err()
         .to_string();
     assert!(error.contains("no request field `gate`"), "{error}");
+}
+
+#[test]
+fn rows_that_the_service_refuses_train_nothing_in_either_way() {
+    let text = DEFINITIONS.replace(
+        "{ view = \"aircraft\" }",
+        "{ view = \"aircraft\", missing = \"refuse\" }",
+    );
+    let refusing = Arc::new(Definitions::parse(&text, "features.toml").unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let options = StoreOptions::default();
+    let store = FeatureStore::open(folder.path(), Arc::clone(&refusing), &options).unwrap();
+    serve(&store, 66);
+    store.seal().unwrap();
+    let query = query("delay@1");
+    let served = featurestore::training_rows(folder.path(), &refusing, &query).unwrap();
+    let recomputed = recomputed_rows(folder.path(), &refusing, &query).unwrap();
+    assert_one(&recomputed, &served);
+    // By definitions that refuse nothing it is every labelled row.
+    let all = training_rows(folder.path(), &query).unwrap();
+    assert_eq!(all.rows() as u64, served.rows() as u64 + served.refused);
+    assert!(served.rows() > 0 && served.refused > 0 && all.refused == 0);
+    let last = served
+        .names
+        .iter()
+        .position(|it| it == "aircraft:last_delay");
+    let last = last.expect("the view's newest delay");
+    let of = |set: &TrainingSet| {
+        let rows = set.values.chunks(set.columns());
+        rows.filter(|row| row[last].is_nan()).count()
+    };
+    assert_eq!(of(&served), 0);
+    assert!(of(&all) > 0);
+    let dataset = store.dataset(&query, RowsFrom::Served, &folder.path().join("out"));
+    assert_eq!(dataset.unwrap().refused, served.refused);
+}
+
+#[test]
+fn rows_whose_events_are_not_sealed_are_not_computed_from_fewer() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    serve(&store, 67);
+    store.seal().unwrap();
+    // Another state of the table: the seal of the events that the rows saw is undone.
+    let events = folder.path().join("offline/events");
+    std::fs::remove_dir_all(&events).unwrap();
+    let refused = recomputed_rows(folder.path(), store.definitions(), &query("delay@1"));
+    let refused = refused.unwrap_err().to_string();
+    assert!(refused.contains("which are sealed up to 0"), "{refused}");
 }

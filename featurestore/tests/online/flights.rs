@@ -4,7 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use featurestore::{
-    Definitions, Event, FeatureStore, PredictionKey, PredictionRecord, Role, StoreOptions, Value,
+    Definitions, Event, FeatureStore, OfflineError, PredictionKey, PredictionRecord, Role,
+    StoreOptions, TrainingQuery, TrainingSet, Value,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -72,6 +73,14 @@ pub(crate) const MINUTE_MS: i64 = 60_000;
 
 pub(crate) fn definitions() -> Arc<Definitions> {
     Arc::new(Definitions::parse(DEFINITIONS, "features.toml").unwrap())
+}
+
+/// Training rows as served, by these definitions.
+pub(crate) fn training_rows(
+    folder: &Path,
+    query: &TrainingQuery,
+) -> Result<TrainingSet, OfflineError> {
+    featurestore::training_rows(folder, &definitions(), query)
 }
 
 pub(crate) fn open(folder: &Path) -> FeatureStore {

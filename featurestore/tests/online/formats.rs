@@ -109,7 +109,7 @@ fn trained(folder: &Path) -> String {
         to_ms: START_MS + 100_000 * MINUTE_MS,
         known_by_ms: START_MS + 100_000 * MINUTE_MS,
     };
-    let rows = training_rows(folder, &query).unwrap();
+    let rows = training_rows(folder, &crate::flights::definitions(), &query).unwrap();
     format!(
         "training {:?} {:?} {:?}\n",
         rows.predicted_ms, rows.labels, rows.values

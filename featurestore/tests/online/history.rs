@@ -12,11 +12,10 @@ use arrow::array::{
 };
 use featurestore::{
     BackfillRequest, Event, HistoryError, ImportRequest, Source, TrainingQuery, Value,
-    training_rows,
 };
 use parquet::arrow::ArrowWriter;
 
-use crate::flights::{MINUTE_MS, START_MS, Traffic, open};
+use crate::flights::{MINUTE_MS, START_MS, Traffic, open, training_rows};
 
 fn lines(path: &Path, rows: impl Iterator<Item = serde_json::Value>) {
     let mut file = File::create(path).unwrap();

@@ -2,12 +2,12 @@
 
 use featurestore::{
     FeatureStore, Label, LabelsIngested, Outcome, OutcomeCursor, PredictionRecord, Role,
-    StoreOptions, TrainingQuery, training_rows,
+    StoreOptions, TrainingQuery,
 };
 use rand::Rng;
 use rand::seq::SliceRandom;
 
-use crate::flights::{MINUTE_MS, START_MS, Traffic, definitions, open, shadow_of};
+use crate::flights::{MINUTE_MS, START_MS, Traffic, definitions, open, shadow_of, training_rows};
 
 fn label(record: &PredictionRecord, value: f32, label_ms: i64) -> Label {
     Label {

@@ -7,11 +7,13 @@ use std::sync::Arc;
 
 use featurestore::{
     FeatureStore, Label, PredictionKey, PredictionRecord, RecordError, Role, StoreOptions,
-    TrainingQuery, training_rows,
+    TrainingQuery,
 };
 use rand::Rng;
 
-use crate::flights::{MINUTE_MS, START_MS, Traffic, assert_same, definitions, open, shadow_of};
+use crate::flights::{
+    MINUTE_MS, START_MS, Traffic, assert_same, definitions, open, shadow_of, training_rows,
+};
 
 const DAY_MS: i64 = 1440 * MINUTE_MS;
 

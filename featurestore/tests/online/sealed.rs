@@ -9,12 +9,12 @@ use std::sync::Arc;
 
 use featurestore::{
     Definitions, Event, FeatureRow, FeatureStore, RetentionOptions, StoreOptions, TrainingQuery,
-    Upkept, Value, training_rows,
+    Upkept, Value,
 };
 use rand::Rng;
 
 use crate::crash;
-use crate::flights::{DEFINITIONS, MINUTE_MS, START_MS, Traffic, definitions, open};
+use crate::flights::{DEFINITIONS, MINUTE_MS, START_MS, Traffic, definitions, open, training_rows};
 
 const DAY_MS: i64 = 1440 * MINUTE_MS;
 /// After everything that happens here.

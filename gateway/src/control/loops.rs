@@ -89,6 +89,7 @@ impl Loops {
                 trainer: project.trainer.clone(),
                 seed: project.seed,
                 service_id: service.id().to_owned(),
+                definitions: Arc::clone(store.definitions()),
             };
             let looped = Driven {
                 model_loop: ModelLoop::new(config, registry.clone()),

@@ -3,7 +3,7 @@
 //! made again.
 //!
 //! Reading the training rows takes about a second per 10⁷ values, off the
-//! caller's thread.
+//! caller's thread; of rows that were computed anew, a pass over all sealed events.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -11,7 +11,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use engine::{EngineKind, Model, OnnxFile, OnnxLimits, Tensor, TensorData};
-use featurestore::{OfflineError, TrainingQuery, TrainingSet, training_rows};
+use featurestore::{
+    Definitions, OfflineError, RecomputeError, TrainingQuery, TrainingSet, recomputed_rows,
+    training_rows,
+};
 use registry::{ArtifactError, Dataset, LookupError, ModelVersion, Registry};
 
 use super::{Baseline, BaselineRows, ReferenceQuality};
@@ -52,6 +55,8 @@ pub(crate) enum BaselineError {
     NoDataset,
     #[error("its training rows cannot be read: {0}")]
     Rows(#[from] OfflineError),
+    #[error("its training rows cannot be computed anew: {0}")]
+    Recompute(#[from] RecomputeError),
     #[error("its training rows are no longer there")]
     NoRows,
     #[error("reading its training rows was abandoned: {0}")]
@@ -64,6 +69,7 @@ pub(crate) struct Baselines {
     pub(crate) registry: Registry,
     pub(crate) data_dir: PathBuf,
     pub(crate) service_id: String,
+    pub(crate) definitions: Arc<Definitions>,
     pub(crate) bins: Bins,
 }
 
@@ -120,24 +126,14 @@ impl Baselines {
         bytes: Arc<[u8]>,
         quality: Option<ReferenceQuality>,
     ) -> Result<Reference, BaselineError> {
-        let query = |dataset: &Dataset| TrainingQuery {
-            model: version.model.to_string(),
-            service: version
-                .service
-                .clone()
-                .unwrap_or_else(|| self.service_id.clone()),
-            from_ms: dataset.from_ms,
-            to_ms: dataset.to_ms,
-            known_by_ms: dataset.source["known_by_ms"].as_i64().unwrap_or(i64::MAX),
-        };
-        let training = training_rows(&self.data_dir, &query(&ranges.training))?;
+        let training = self.rows(version, &ranges.training)?;
         if training.rows() == 0 {
             return Err(BaselineError::NoRows);
         }
         let holdout = ranges
             .holdout
             .as_ref()
-            .map(|dataset| training_rows(&self.data_dir, &query(dataset)))
+            .map(|dataset| self.rows(version, dataset))
             .transpose()?;
         // Scores on the rows that it learned from are too sure of themselves.
         let scores = match holdout.as_ref().map(|rows| scores(bytes, rows)) {
@@ -165,6 +161,29 @@ impl Baselines {
                 self.bins,
             ))),
             quality,
+        })
+    }
+}
+
+impl Baselines {
+    /// The rows of a dataset, made as its trainer made them.
+    fn rows(
+        &self,
+        version: &ModelVersion,
+        dataset: &Dataset,
+    ) -> Result<TrainingSet, BaselineError> {
+        let service = version.service.as_ref().unwrap_or(&self.service_id);
+        let query = TrainingQuery {
+            model: version.model.to_string(),
+            service: service.clone(),
+            from_ms: dataset.from_ms,
+            to_ms: dataset.to_ms,
+            known_by_ms: dataset.source["known_by_ms"].as_i64().unwrap_or(i64::MAX),
+        };
+        let (data_dir, definitions) = (&self.data_dir, &self.definitions);
+        Ok(match dataset.source["kind"].as_str() {
+            Some("recomputed_rows") => recomputed_rows(data_dir, definitions, &query)?,
+            _ => training_rows(data_dir, definitions, &query)?,
         })
     }
 }

@@ -136,6 +136,7 @@ impl World {
             trainer: self.trainer(),
             seed: SEED,
             service_id: "delay@1".into(),
+            definitions: Arc::clone(self.store.definitions()),
         };
         let mut model_loop = ModelLoop::new(config, self.registry.clone());
         model_loop.resume(self.now_ms).await.unwrap();
