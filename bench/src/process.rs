@@ -59,6 +59,13 @@ pub(crate) fn run_measured(mut command: Command, log: &Path) -> Result<Spent> {
         .stderr(errors)
         .spawn()
         .with_context(|| format!("cannot run {command:?}"))?;
+    // Beside the wait: a pipe holds 64 KiB, and a command that fills it waits for its reader.
+    let pipe = child.stdout.take();
+    let reader = std::thread::spawn(move || {
+        let mut text = String::new();
+        pipe.map_or(Ok(0), |mut pipe| pipe.read_to_string(&mut text))
+            .map(|_| text)
+    });
     let mut peak_bytes = 0;
     let status = loop {
         if let Some(status) = child.try_wait()? {
@@ -68,10 +75,7 @@ pub(crate) fn run_measured(mut command: Command, log: &Path) -> Result<Spent> {
         std::thread::sleep(LOOK_EVERY);
     };
     let wall = began.elapsed();
-    let mut stdout = String::new();
-    if let Some(mut pipe) = child.stdout.take() {
-        pipe.read_to_string(&mut stdout)?;
-    }
+    let stdout = reader.join().expect("reading does not panic")?;
     ensure!(
         status.success(),
         "{command:?} ended with {status}; its log is {}",
