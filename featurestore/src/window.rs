@@ -16,10 +16,11 @@ mod quantiles;
 mod reading;
 mod squares;
 mod summary;
+mod tiles;
 
 use self::decay::Decays;
-use self::summary::TileSummary;
-use crate::definition::{MeasureKind, Summary, View, WINDOWS_MAX};
+use self::tiles::{Cell, Tiles};
+use crate::definition::{MeasureKind, View};
 use crate::event::Event;
 use crate::value::Value;
 
@@ -110,12 +111,7 @@ pub struct ViewState {
     latest: Option<Latest>,
     /// The newest event's value of each of the view's `last_fields`
     last: Vec<Value>,
-    /// Sorted by window, then number
-    tiles: Vec<Tile>,
-    /// One for each measure of each tile, in the order of `tiles`
-    cells: Vec<Cell>,
-    /// One for each of the view's `summaries` of each tile, in the same order
-    summaries: Vec<TileSummary>,
+    tiles: Tiles,
     decays: Decays,
 }
 
@@ -123,21 +119,6 @@ pub struct ViewState {
 struct Latest {
     event_ms: i64,
     seq: u64,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Tile {
-    window: usize,
-    number: i64,
-    rows: u64,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Cell {
-    /// Non-null values
-    present: u64,
-    /// Their sum: numbers in units of 2^-32, truths as the number of trues
-    sum: i128,
 }
 
 /// Sums stay within ± this. A value is below 2^63, so a tile holds 2^30 of the largest.
@@ -151,27 +132,18 @@ impl ViewState {
     /// of event time: among the newest events the one with the highest is the last. The result
     /// depends on the set of events folded, not on their order.
     pub fn fold(&mut self, view: &View, event: &Event, seq: u64) -> Folded {
-        let newest_ms = match self.latest {
-            Some(latest) => latest.event_ms.max(event.event_ms),
-            None => event.event_ms,
+        let held_ms = self.newest_ms();
+        let newest_ms = held_ms.map_or(event.event_ms, |held_ms| held_ms.max(event.event_ms));
+        let places = match event.event_ms == newest_ms {
+            true => self.tiles.newest(view, newest_ms),
+            false => self.tiles.late(view, event.event_ms, newest_ms),
         };
-        let oldest = Oldest::at(view, newest_ms);
-        if self.latest.is_none_or(|latest| latest.event_ms < newest_ms) {
-            self.evict(view, newest_ms, &oldest);
-        }
         let mut applied = self.fold_latest(view, event, seq);
-        for (index, window) in view.windows.iter().enumerate() {
-            let number = if event.event_ms == newest_ms {
-                oldest.held[index] + window.tiling().held - 1
-            } else {
-                window.tile_of(event.event_ms)
-            };
-            if number >= oldest.held[index] {
-                self.fold_tile(view, (event, seq), (index, number));
-                applied = true;
-            }
-        }
+        applied |= self.tiles.add(view, (event, seq), &places);
         if !view.decays.is_empty() {
+            if held_ms != Some(newest_ms) {
+                self.decays.evict(view, newest_ms);
+            }
             applied |= self.decays.fold(view, event, newest_ms);
         }
         if applied {
@@ -215,23 +187,15 @@ impl ViewState {
     pub(crate) fn bytes(&self) -> usize {
         size_of::<Self>()
             + self.last.iter().map(Value::bytes).sum::<usize>()
-            + size_of::<Tile>() * self.tiles.capacity()
-            + size_of::<Cell>() * self.cells.capacity()
-            + size_of::<TileSummary>() * self.summaries.capacity()
-            + self.summaries.iter().map(TileSummary::bytes).sum::<usize>()
+            + self.tiles.bytes()
             + self.decays.bytes()
     }
 
     /// Lets go of the tiles that no read at `at_ms` or later covers. What is folded and read from then on
     /// is as if they were still there.
     pub(crate) fn release(&mut self, view: &View, at_ms: i64) {
-        let held = self.tiles.len();
-        self.evict(view, at_ms, &Oldest::at(view, at_ms));
-        if self.tiles.len() < held {
-            self.tiles.shrink_to_fit();
-            self.cells.shrink_to_fit();
-            self.summaries.shrink_to_fit();
-        }
+        self.tiles.release(view, at_ms);
+        self.decays.evict(view, at_ms);
     }
 
     fn fold_latest(&mut self, view: &View, event: &Event, seq: u64) -> bool {
@@ -248,93 +212,6 @@ impl ViewState {
         self.last.extend(view.last_fields.iter().map(value));
         true
     }
-
-    fn fold_tile(&mut self, view: &View, numbered: (&Event, u64), place: (usize, i64)) {
-        let (event, seq) = numbered;
-        let found = self
-            .tiles
-            .binary_search_by_key(&place, |tile| (tile.window, tile.number));
-        let index = found.unwrap_or_else(|index| self.insert_tile(view, index, place));
-        self.tiles[index].rows += 1;
-        let width = view.measures.len();
-        let cells = &mut self.cells[index * width..(index + 1) * width];
-        for (cell, measure) in cells.iter_mut().zip(&view.measures) {
-            if let Some(term) = term(measure.kind, &event.values[measure.field]) {
-                cell.present += 1;
-                cell.sum = cell.sum.saturating_add(term).clamp(-SUM_MAX, SUM_MAX);
-            }
-        }
-        let first = index * view.summaries.len();
-        for (summary, held) in view.summaries.iter().zip(first..) {
-            self.summaries[held].add(event, seq, summary.field);
-        }
-    }
-
-    fn insert_tile(&mut self, view: &View, index: usize, place: (usize, i64)) -> usize {
-        let (window, number) = place;
-        self.tiles.insert(
-            index,
-            Tile {
-                window,
-                number,
-                rows: 0,
-            },
-        );
-        let width = view.measures.len();
-        let at = index * width;
-        self.cells
-            .splice(at..at, std::iter::repeat_n(Cell::default(), width));
-        if !view.summaries.is_empty() {
-            let at = index * view.summaries.len();
-            let new = |summary: &Summary| TileSummary::new(summary.kind);
-            self.summaries
-                .splice(at..at, view.summaries.iter().map(new));
-        }
-        index
-    }
-
-    /// Drops the tiles that are not held when the newest event is of `newest_ms`.
-    fn evict(&mut self, view: &View, newest_ms: i64, oldest: &Oldest) {
-        self.decays.evict(view, newest_ms);
-        let held = |tile: &Tile| tile.number >= oldest.held[tile.window];
-        if self.tiles.iter().all(held) {
-            return;
-        }
-        let (width, summaries) = (view.measures.len(), view.summaries.len());
-        let mut kept = 0;
-        for index in 0..self.tiles.len() {
-            if held(&self.tiles[index]) {
-                self.tiles[kept] = self.tiles[index];
-                self.cells
-                    .copy_within(index * width..(index + 1) * width, kept * width);
-                for summary in 0..summaries {
-                    let (to, from) = (kept * summaries + summary, index * summaries + summary);
-                    self.summaries.swap(to, from);
-                }
-                kept += 1;
-            }
-        }
-        self.tiles.truncate(kept);
-        self.cells.truncate(kept * width);
-        self.summaries.truncate(kept * summaries);
-    }
-}
-
-/// The oldest tile that each window holds. Found once for each event: its divisions are a good part of
-/// what a fold costs.
-struct Oldest {
-    held: [i64; WINDOWS_MAX],
-}
-
-impl Oldest {
-    /// When the newest event is of `newest_ms`.
-    fn at(view: &View, newest_ms: i64) -> Self {
-        let mut held = [i64::MIN; WINDOWS_MAX];
-        for (held, window) in held.iter_mut().zip(&view.windows) {
-            *held = window.tiling().oldest_held(newest_ms);
-        }
-        Self { held }
-    }
 }
 
 /// What a value adds to its measure's sum; `None` for null.
@@ -342,7 +219,40 @@ fn term(kind: MeasureKind, value: &Value) -> Option<i128> {
     match (kind, value) {
         (MeasureKind::Truth, Value::Bool(flag)) => Some(i128::from(*flag)),
         (MeasureKind::Number, Value::Int(number)) => Some(i128::from(*number) << 32),
-        (MeasureKind::Number, Value::Float(number)) => Some((number * SUM_UNITS).round() as i128),
+        (MeasureKind::Number, Value::Float(number)) => Some(rounded(number * SUM_UNITS)),
         _ => None,
+    }
+}
+
+/// `units.round() as i128`; what fits 64 bits is rounded without a call.
+fn rounded(units: f64) -> i128 {
+    const FITS: f64 = (1u64 << 62) as f64;
+    if units.abs() < FITS {
+        let whole = units as i64;
+        let rest = units - whole as f64;
+        return i128::from(whole + i64::from(rest >= 0.5) - i64::from(rest <= -0.5));
+    }
+    units.round() as i128
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units_are_rounded_as_the_platform_does() {
+        let near = |units: f64| [units.next_down(), units, units.next_up()];
+        let powers = (0..127).flat_map(|power| {
+            let power = 2f64.powi(power);
+            [0.25, 0.5, 0.75, 1.0, 1.5].map(|part| power + part)
+        });
+        for units in powers.flat_map(near) {
+            for units in [units, -units] {
+                assert_eq!(rounded(units), units.round() as i128, "{units:e}");
+            }
+        }
+        for units in [0.0, -0.0, 0.5, -0.5, f64::NAN, f64::INFINITY, f64::MIN] {
+            assert_eq!(rounded(units), units.round() as i128, "{units}");
+        }
     }
 }

@@ -13,7 +13,8 @@ use thiserror::Error;
 
 use super::decay::Decays;
 use super::summary::TileSummary;
-use super::{Cell, Latest, SUM_MAX, Tile, ViewState};
+use super::tiles::Tiles;
+use super::{Cell, Latest, SUM_MAX, ViewState};
 use crate::definition::{Decay, Tiling, View, Window};
 use crate::value::{Field, Value, ValueDecodeError};
 use crate::varint;
@@ -67,20 +68,21 @@ impl ViewState {
         for value in &self.last {
             value.encode(out);
         }
-        let mut tiles = self.tiles.iter().peekable();
+        let tiles = self.tiles.tiles();
         for (index, window) in view.windows.iter().enumerate() {
-            let own = std::iter::from_fn(|| tiles.next_if(|tile| tile.window == index));
+            let own = tiles[self.tiles.of_window(index)].iter();
             let newest = window.tile_of(latest.event_ms);
             put_mask(newest, own.map(|tile| tile.number), out);
         }
         let (width, summaries) = (view.measures.len(), view.summaries.len());
-        for (index, tile) in self.tiles.iter().enumerate() {
+        for (index, tile) in tiles.iter().enumerate() {
             varint::put(tile.rows, out);
-            for cell in &self.cells[index * width..(index + 1) * width] {
+            for cell in &self.tiles.cells()[index * width..(index + 1) * width] {
                 varint::put(tile.rows - cell.present, out);
                 put_sum(cell.sum, out);
             }
-            for summary in &self.summaries[index * summaries..(index + 1) * summaries] {
+            let own = index * summaries..(index + 1) * summaries;
+            for summary in &self.tiles.summaries()[own] {
                 summary.encode(out);
             }
         }
@@ -125,39 +127,32 @@ impl ViewState {
             .map(|&field| take_value(&view.source.fields[field], input))
             .collect::<Result<_, _>>()?;
         let masks = Masks::take(view.windows.len(), input)?;
-        let count = masks.count();
         let mut state = Self {
             latest: Some(latest),
             last,
-            tiles: Vec::with_capacity(count),
-            cells: Vec::with_capacity(count * view.measures.len()),
-            summaries: Vec::with_capacity(count * view.summaries.len()),
+            tiles: Tiles::with_capacity(view, masks.count()),
             decays: Decays::default(),
         };
         let tilings = view.windows.iter().map(Window::tiling);
         masks.each(tilings, latest, |window, number| {
-            state.tiles.push(Tile {
-                window,
-                number,
-                rows: 0,
-            });
+            state.tiles.push(window, number);
         })?;
-        for tile in &mut state.tiles {
+        let (tiles, cells, held) = state.tiles.filling();
+        for tile in tiles {
             tile.rows = take(input)?;
             if tile.rows == 0 || tile.rows > ROWS_MAX {
                 return Err(impossible("row count"));
             }
             for _ in &view.measures {
                 let present = tile.rows.checked_sub(take(input)?);
-                state.cells.push(Cell {
+                cells.push(Cell {
                     present: present.ok_or_else(|| impossible("null count"))?,
                     sum: take_sum(input)?,
                 });
             }
             for summary in &view.summaries {
                 let field = &view.source.fields[summary.field];
-                let held = TileSummary::decode(summary.kind, field, input)?;
-                state.summaries.push(held);
+                held.push(TileSummary::decode(summary.kind, field, input)?);
             }
         }
         let masks = Masks::take(view.decays.len(), input)?;

@@ -11,6 +11,7 @@ use super::distinct::Distinct;
 use super::quantiles::Quantiles;
 use super::squares::Squares;
 use super::summary::{TileSummary, order};
+use super::tiles::number_near;
 use super::{Cell, Feature, SUM_UNITS, Status, ViewState};
 use crate::definition::{Aggregate, Decay, MeasureKind, View, ViewFeature, WINDOWS_MAX};
 use crate::value::{FieldType, Value};
@@ -21,29 +22,23 @@ pub(crate) struct Reading<'a> {
     view: &'a View,
     ttl_ms: Option<i64>,
     at_ms: i64,
-    /// Start and end in `state.tiles`, for each window
-    covered: [(u16, u16); WINDOWS_MAX],
+    /// Where the tiles that each window covers start and end
+    covered: [(u8, u8); WINDOWS_MAX],
 }
 
 impl<'a> Reading<'a> {
     pub(super) fn new(state: &'a ViewState, view: &'a View, at_ms: i64) -> Self {
         let mut covered = [(0, 0); WINDOWS_MAX];
-        let mut next = 0;
         for (index, (window, covered)) in view.windows.iter().zip(&mut covered).enumerate() {
-            let current = window.tile_of(at_ms);
+            let std::ops::Range { mut start, mut end } = state.tiles.of_window(index);
+            let own = &state.tiles.tiles()[start..end];
+            let current = number_near(window, at_ms, own.last());
             let oldest = current - window.tiles_read() + 1;
-            let own = state.tiles[next..]
-                .iter()
-                .take_while(|tile| tile.window == index);
-            let (mut before, mut until) = (0, 0);
-            let mut count = 0;
-            for tile in own {
-                before += usize::from(tile.number < oldest);
-                until += usize::from(tile.number <= current);
-                count += 1;
-            }
-            *covered = (index_of(next + before), index_of(next + until));
-            next += count;
+            start += own.iter().take_while(|it| it.number < oldest).count();
+            let ahead = own.iter().rev().take_while(|it| it.number > current);
+            end -= ahead.count();
+            // Where all tiles are too old none is ahead, and the other way about.
+            *covered = (start as u8, end as u8);
         }
         Self {
             state,
@@ -264,14 +259,14 @@ impl<'a> Reading<'a> {
     }
 
     fn rows(&self, window: usize) -> f64 {
-        let tiles = &self.state.tiles[self.covered(window)];
+        let tiles = &self.state.tiles.tiles()[self.covered(window)];
         tiles.iter().map(|tile| tile.rows).sum::<u64>() as f64
     }
 
     fn total(&self, window: usize, measure: usize) -> Cell {
         let width = self.view.measures.len();
         let covered = self.covered(window);
-        let cells = &self.state.cells[covered.start * width..covered.end * width];
+        let cells = &self.state.tiles.cells()[covered.start * width..covered.end * width];
         let mut total = Cell::default();
         for tile in cells.chunks_exact(width) {
             let cell = &tile[measure];
@@ -290,7 +285,7 @@ impl<'a> Reading<'a> {
     ) -> impl Iterator<Item = &'a TileSummary> + Clone + use<'a> {
         let width = self.view.summaries.len();
         let covered = self.covered(window);
-        let tiles = &self.state.summaries[covered.start * width..covered.end * width];
+        let tiles = &self.state.tiles.summaries()[covered.start * width..covered.end * width];
         tiles.iter().skip(summary).step_by(width.max(1))
     }
 
@@ -306,10 +301,6 @@ impl<'a> Reading<'a> {
             MeasureKind::Truth => 1.0,
         }
     }
-}
-
-fn index_of(tile: usize) -> u16 {
-    u16::try_from(tile).expect("a state has twelve tiles of sixteen windows at most")
 }
 
 /// `sum as f64`; nearly all sums fit 64 bits, for which there is an instruction.
