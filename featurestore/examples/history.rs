@@ -12,6 +12,10 @@ use featurestore::{
     TrainingQuery,
 };
 
+/// As the gateway has it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [features, data, service, questions, sources @ ..] = arguments.as_slice() else {

@@ -14,6 +14,10 @@ use featurestore::{
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
+/// As the gateway has it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const EVENTS_PER_ENTITY: usize = 20;
 const ROUNDS: usize = 5;
 const READS_PER_ROUND: usize = 20_000;

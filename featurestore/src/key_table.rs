@@ -6,6 +6,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use ahash::RandomState;
+
 use crate::definition::View;
 use crate::value::Value;
 use crate::window::ViewState;
@@ -14,7 +16,7 @@ use crate::window::ViewState;
 #[derive(Debug, Default)]
 pub(crate) struct KeyTable {
     views: Vec<Arc<View>>,
-    rows: HashMap<Box<[u8]>, usize>,
+    rows: HashMap<Box<[u8]>, usize, RandomState>,
     /// Row after row.
     states: Vec<ViewState>,
 }

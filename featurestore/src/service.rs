@@ -5,8 +5,10 @@
 
 mod derived;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
+use ahash::RandomState;
 use thiserror::Error;
 
 pub use self::derived::Derived;
@@ -107,7 +109,7 @@ pub struct InView {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Dictionary {
     words: Vec<Box<str>>,
-    codes: std::collections::HashMap<Box<str>, u32>,
+    codes: HashMap<Box<str>, u32, RandomState>,
 }
 
 impl Dictionary {

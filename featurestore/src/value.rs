@@ -4,12 +4,16 @@
 //! finite and below 2^63 in magnitude, strings are bounded. The binary form is versioned and its
 //! reader takes any bytes without a panic.
 
+mod object;
+
 use std::fmt;
 
 use chrono::DateTime;
 use thiserror::Error;
 
 use crate::varint;
+
+pub(crate) use self::object::values_of_object;
 
 /// The type of a field, as written in `features.toml`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -5,8 +5,8 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
 use super::HistoryError;
-use super::table::{OnRow, Place, field_error, file_error, row_error};
-use crate::value::{Field, Value};
+use super::table::{OnRow, Place, file_error, row_error};
+use crate::value::{Field, Value, values_of_object};
 
 /// The longest line of JSON, in bytes.
 const LINE_BYTES_MAX: u64 = 1 << 20;
@@ -36,17 +36,16 @@ pub(super) fn read_json_lines(
         if line.trim_ascii().is_empty() {
             continue;
         }
-        let json: serde_json::Map<String, serde_json::Value> =
-            serde_json::from_slice(&line).map_err(|error| row_error(path, at.row, &error))?;
-        let value = |field: &Field| match json.get(&*field.name) {
-            Some(json) => field
-                .parse_json(json)
-                .map_err(|problem| field_error(path, at.row, field, &problem)),
-            None if field.nullable => Ok(Value::Null),
-            None => Err(field_error(path, at.row, field, &"missing")),
-        };
-        let values = fields.iter().map(value).collect::<Result<_, _>>()?;
+        let values = values_of_object(fields, &line, absent);
+        let values = values.map_err(|error| row_error(path, at.row, &error))?;
         on_row(at, values)?;
         at.row += 1;
+    }
+}
+
+fn absent(field: &Field) -> Result<Value, &'static str> {
+    match field.nullable {
+        true => Ok(Value::Null),
+        false => Err("missing"),
     }
 }

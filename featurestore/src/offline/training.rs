@@ -1,8 +1,9 @@
 //! The join of sealed predictions and labels into training rows.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
+use ahash::RandomState;
 use arrow::array::{Array, AsArray, ListArray, RecordBatch};
 use arrow::datatypes::{Float32Type, TimestampMillisecondType, UInt8Type, UInt32Type};
 use sha2::{Digest, Sha256};
@@ -98,12 +99,12 @@ fn read_once(
     assemble(joined)
 }
 
-pub(crate) type Labels = HashMap<PredictionKey, StoredLabel>;
+pub(crate) type Labels = HashMap<PredictionKey, StoredLabel, RandomState>;
 
 /// The label that stood for each prediction at `known_by_ms`. A label does not arrive before its
 /// prediction is made, so earlier files are not read.
 pub(crate) fn known_labels(table: &Table, query: &TrainingQuery) -> Result<Labels, OfflineError> {
-    let mut labels = Labels::new();
+    let mut labels = Labels::default();
     for file in &table.manifest()?.files {
         if file.to_ms < query.from_ms || file.from_ms > query.known_by_ms {
             continue;
@@ -321,7 +322,7 @@ pub(crate) fn assemble(mut parts: Vec<Joined>) -> Result<TrainingSet, OfflineErr
             .then_with(|| bits(a).cmp(bits(b)))
             .then_with(|| row(a).prediction.cmp(&row(b).prediction))
     });
-    let mut seen = std::collections::HashSet::with_capacity(order.len());
+    let mut seen = HashSet::with_capacity_and_hasher(order.len(), RandomState::new());
     order.retain(|&place| seen.insert(row(place).prediction));
     let refused = parts.iter().flat_map(|part| &part.refused);
     let mut set = TrainingSet {

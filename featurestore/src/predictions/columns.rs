@@ -20,7 +20,7 @@ use super::{PredictionKey, PredictionRecord, Role};
 use crate::definition::Definitions;
 use crate::offline::segments::{FEATURES_KEY, FORMAT, FORMAT_KEY};
 use crate::service::{FeatureRow, Service};
-use crate::value::Value;
+use crate::value::{Value, values_of_object};
 use crate::window::Status;
 
 /// The schema of records of a service (or of none).
@@ -387,14 +387,8 @@ pub(crate) fn optional(column: &StringArray, index: usize) -> Option<&str> {
     column.is_valid(index).then(|| column.value(index))
 }
 
+/// The request of a service as the log has it; a field that it does not have is null.
 pub(crate) fn parse_request(service: &Service, json: &str) -> Result<Vec<Value>, String> {
-    let object: serde_json::Map<String, serde_json::Value> =
-        serde_json::from_str(json).map_err(|error| format!("request: {error}"))?;
-    let value = |field: &crate::value::Field| match object.get(&*field.name) {
-        Some(json) => field
-            .parse_json(json)
-            .map_err(|error| format!("request field `{}`: {error}", field.name)),
-        None => Ok(Value::Null),
-    };
-    service.request.iter().map(value).collect()
+    values_of_object(&service.request, json.as_bytes(), |_| Ok(Value::Null))
+        .map_err(|error| format!("request: {error}"))
 }
