@@ -2,12 +2,13 @@
 //!
 //! It takes whatever is queued, adds it to one write batch (log entries, dedupe keys, folded states,
 //! labels, counters), writes that with one fsync and only then answers. So a submitted batch is on disk
-//! as a whole or not at all, and counts once however often it is sent. A failed write stops the writer
-//! for good: what the disk holds is then unknown, and only reopening tells.
+//! as a whole or not at all, and counts once however often it is sent. What a failed write does is in
+//! `space`.
 
 pub(crate) mod bulk;
 mod events;
 mod labels;
+mod space;
 pub(crate) mod states;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -18,16 +19,18 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Receiver, Sender, TrySendError, bounded};
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
 use rocksdb::WriteBatch;
 
 use self::bulk::{BulkDone, Prepared, Seen};
+use self::space::{LOOK_EVERY, Space};
 use self::states::States;
 use crate::definition::Source;
 use crate::event::Event;
 use crate::labels::{Label, LabelsIngested, StoredLabel};
 use crate::online::keys::Key;
 use crate::online::mark::{Acked, Mark};
+use crate::online::reserve::Reserve;
 use crate::online::shared::{Shared, locked};
 use crate::online::{Done, IngestError, Ingested, Overloaded, ReadError};
 use crate::predictions::PredictionKey;
@@ -139,6 +142,7 @@ impl Queue {
             pending_order: start.pending_order,
             mark: start.mark,
             seen: Seen::default(),
+            space: Space::new(start.reserve),
         };
         let thread = std::thread::Builder::new()
             .name("store-writer".to_owned())
@@ -153,11 +157,11 @@ impl Queue {
         })
     }
 
-    /// Queues a job or refuses it at once; never blocks. After the writer has stopped, the job is
-    /// answered with that.
+    /// Queues a job or refuses it at once; never blocks. Where the writer has stopped or the disk is full,
+    /// the job is answered with that.
     pub(crate) fn submit(&self, job: Job) -> Result<(), Overloaded> {
-        if let Some(reason) = self.shared.stopped.get() {
-            job.refuse(stopped(reason));
+        if let Some(refusal) = self.shared.refusal() {
+            job.refuse(refusal);
             return Ok(());
         }
         let bytes = job.bytes();
@@ -227,6 +231,7 @@ pub(crate) struct WriterStart {
     pub(crate) counters: Counters,
     pub(crate) pending_order: BTreeSet<(i64, PredictionKey)>,
     pub(crate) mark: Mark,
+    pub(crate) reserve: Reserve,
 }
 
 /// Counters that are stored with every group.
@@ -299,6 +304,7 @@ struct Writer {
     mark: Mark,
     /// Dedupe keys of the import under way.
     seen: Seen,
+    space: Space,
 }
 
 /// One write batch in the making.
@@ -324,21 +330,31 @@ const GROUP_BYTES_MAX: usize = 4 << 20;
 
 impl Writer {
     fn run(mut self) {
-        while let Ok(first) = self.receiver.recv() {
-            let jobs = self.gather(first);
-            if let Some(reason) = self.shared.stopped.get() {
-                jobs.into_iter().for_each(|job| job.refuse(stopped(reason)));
-            } else {
-                let began = Instant::now();
-                self.commit(jobs);
-                self.measured(began.elapsed());
+        loop {
+            match self.receiver.recv_timeout(LOOK_EVERY) {
+                Ok(first) => self.take(first),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
             }
+            self.watch();
         }
-        if self.shared.stopped.get().is_none()
+        if self.shared.refusal().is_none()
             && let Err(error) = self.mark.write(self.acked())
         {
             tracing::warn!(%error, "high-water mark not written at close");
         }
+    }
+
+    /// Writes what waits, or refuses it.
+    fn take(&mut self, first: Queued) {
+        let jobs = self.gather(first);
+        if let Some(refusal) = self.refusal() {
+            let refused = jobs.into_iter();
+            return refused.for_each(|job| job.refuse(refusal.clone()));
+        }
+        let began = Instant::now();
+        self.commit(jobs);
+        self.measured(began.elapsed());
     }
 
     /// A moving mean: an eighth of it is the last group.
@@ -380,17 +396,13 @@ impl Writer {
         match written.and_then(|()| self.write(&mut group)) {
             Ok(()) => self.answer(group),
             Err(error) => {
-                self.shared.note_damage(&error);
-                let reason: Arc<str> = error.to_string().into();
-                tracing::error!(%reason, "event store stops writing");
-                self.shared.metrics.stopped.set(1.0);
-                // The first reason stays; there is only this writer.
-                let _ = self.shared.stopped.set(Arc::clone(&reason));
+                self.fail(&error);
+                let refusal = IngestError::of(&error);
                 group.answers.into_iter().for_each(|answer| match answer {
-                    Answer::Events(done, _) => done(Err(stopped(&reason))),
-                    Answer::Labels(done, _) => done(Err(stopped(&reason))),
+                    Answer::Events(done, _) => done(Err(refusal.clone())),
+                    Answer::Labels(done, _) => done(Err(refusal.clone())),
                 });
-                jobs.for_each(|job| job.refuse(stopped(&reason)));
+                jobs.for_each(|job| job.refuse(refusal.clone()));
             }
         }
     }
@@ -404,7 +416,7 @@ impl Writer {
             } => match self.add_events(group, &events, arrival) {
                 Ok(ingested) => group.answers.push(Answer::Events(done, ingested)),
                 Err(error) => {
-                    done(Err(stopped(&error.to_string())));
+                    done(Err(IngestError::of(&error)));
                     return Err(error);
                 }
             },
@@ -415,7 +427,7 @@ impl Writer {
             } => match self.add_labels(group, &labels, arrived_ms) {
                 Ok(ingested) => group.answers.push(Answer::Labels(done, ingested)),
                 Err(error) => {
-                    done(Err(stopped(&error.to_string())));
+                    done(Err(IngestError::of(&error)));
                     return Err(error);
                 }
             },
@@ -446,7 +458,7 @@ impl Writer {
         let acked = self.acked();
         self.mark
             .committed(acked)
-            .map_err(|error| ReadError::Database(format!("high-water mark: {error}")))
+            .map_err(|error| ReadError::io("high-water mark", &error))
     }
 
     fn answer(&mut self, group: Group) {

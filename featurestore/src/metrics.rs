@@ -27,6 +27,7 @@ pub(crate) struct StoreMetrics {
     pub(crate) queue_bytes: Gauge,
     pub(crate) groups: Counter,
     pub(crate) stopped: Gauge,
+    pub(crate) full: Gauge,
     pub(crate) states_from_memory: Counter,
     pub(crate) states_from_table: Counter,
 }
@@ -57,6 +58,7 @@ impl StoreMetrics {
             queue_bytes: gauge!("loopgate_store_queue_bytes"),
             groups: counter!("loopgate_store_commits_total"),
             stopped: gauge!("loopgate_store_stopped"),
+            full: gauge!("loopgate_store_full"),
             states_from_memory: counter!("loopgate_states_read_total", "from" => "memory"),
             states_from_table: counter!("loopgate_states_read_total", "from" => "table"),
         }
@@ -133,6 +135,11 @@ pub fn describe() {
         "loopgate_store_damaged",
         Unit::Count,
         "1 after a read found the online store damaged, until a restart has examined and mended it"
+    );
+    describe_gauge!(
+        "loopgate_store_full",
+        Unit::Count,
+        "1 while nothing is written for want of space on the disk"
     );
     describe_gauge!(
         "loopgate_store_stopped",

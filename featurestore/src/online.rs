@@ -13,10 +13,11 @@ pub(crate) mod keys;
 mod lock;
 pub(crate) mod mark;
 mod mend;
-mod open;
+pub(crate) mod open;
 mod options;
 pub(crate) mod quarantine;
 mod read;
+pub(crate) mod reserve;
 pub(crate) mod shared;
 pub(crate) mod tables;
 
@@ -92,6 +93,8 @@ pub struct StoreStats {
     pub queued_bytes: u64,
     /// What was found damaged in the database, if something was; a restart mends it.
     pub damaged: Option<String>,
+    /// Whether no space is left: nothing is written until there is some.
+    pub full: bool,
     /// Why the writer has stopped, if it has.
     pub stopped: Option<String>,
 }
@@ -398,6 +401,7 @@ impl FeatureStore {
             queued_batches: queued_batches as u64,
             queued_bytes: queued_bytes as u64,
             damaged: shared.damaged.get().map(|problem| problem.to_string()),
+            full: shared.is_full(),
             stopped: shared.stopped.get().map(|reason| reason.to_string()),
         }
     }
@@ -425,10 +429,7 @@ impl FeatureStore {
         features: RowsFrom,
         folder: &Path,
     ) -> Result<Dataset, RecomputeError> {
-        self.seal()?;
-        let shared = &self.inner.shared;
-        let (data_dir, definitions) = (&shared.data_dir, &shared.definitions);
-        crate::recomputed::sealed_dataset(data_dir, definitions, (query, features), folder)
+        crate::recomputed::dataset(self, query, features, folder)
     }
 
     /// Training rows of the requests that were served or backfilled, with the features of `query.service`
@@ -436,8 +437,7 @@ impl FeatureStore {
     /// first.
     pub fn recomputed_rows(&self, query: &TrainingQuery) -> Result<TrainingSet, RecomputeError> {
         self.seal()?;
-        let shared = &self.inner.shared;
-        crate::recomputed::recomputed_rows(&shared.data_dir, &shared.definitions, query)
+        crate::recomputed::Past::of(&self.inner.shared).rows(query)
     }
 
     /// Recomputes a seeded sample of the rows that were answered for `model` with `service` (`name`, in

@@ -3,6 +3,8 @@
 
 #[path = "online/applied.rs"]
 mod applied;
+#[path = "online/background.rs"]
+mod background;
 #[path = "online/backup.rs"]
 mod backup;
 #[path = "online/crash.rs"]
@@ -21,6 +23,8 @@ mod export;
 mod flights;
 #[path = "online/formats.rs"]
 mod formats;
+#[path = "online/full.rs"]
+mod full;
 #[path = "online/history.rs"]
 mod history;
 #[path = "online/import.rs"]

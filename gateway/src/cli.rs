@@ -12,7 +12,6 @@ mod run;
 
 use std::path::PathBuf;
 use std::process::Command as Process;
-use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
@@ -111,7 +110,7 @@ struct Project {
     config: ProjectConfig,
     serve: ServeConfig,
     data: PathBuf,
-    definitions: Arc<Definitions>,
+    definitions: Definitions,
 }
 
 impl ProjectArgs {
@@ -123,7 +122,7 @@ impl ProjectArgs {
         })?;
         let config = serve.project.take().context("a project was asked for")?;
         let data = serve.data.clone().context("a project has a data folder")?;
-        let definitions = Arc::new(Definitions::load(&config.features)?);
+        let definitions = Definitions::load(&config.features)?;
         config.check_services(&definitions)?;
         Ok(Project {
             config,

@@ -36,6 +36,8 @@ pub(crate) enum IngestRefusal {
         deadline.as_millis()
     )]
     Late { deadline: Duration },
+    #[error("no space is left on the disk: nothing of the batch counts unless it is sent again")]
+    Full,
     #[error("the feature store has stopped writing")]
     Stopped,
 }
@@ -136,6 +138,8 @@ async fn await_ack<T>(
         Err(_) => Err(IngestRefusal::Late { deadline }),
         Ok(Ok(Ok(ingested))) => Ok(ingested),
         Ok(Ok(Err(IngestError::Overloaded(error)))) => Err(overloaded(error)),
+        // The store itself logs when that begins and when it ends.
+        Ok(Ok(Err(IngestError::Full))) => Err(IngestRefusal::Full),
         Ok(Ok(Err(error @ IngestError::Stopped { .. }))) => {
             tracing::error!(%error, "batch not written");
             Err(IngestRefusal::Stopped)

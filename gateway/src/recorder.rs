@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 use crossbeam::queue::ArrayQueue;
-use featurestore::{FeatureStore, PredictionKey, PredictionRecord, Role};
+use featurestore::{FeatureStore, PredictionKey, PredictionRecord, RecordError, Role};
 use monitor::{Baseline, Counters};
 use tokio::sync::oneshot;
 use uuid::Uuid;
@@ -322,6 +322,12 @@ impl Worker {
                     .metrics
                     .recorded
                     .increment(self.batch.len() as u64),
+                // The store itself logs when that begins and when it ends.
+                Err(RecordError::Full) => {
+                    let requests = taken as u64;
+                    self.shared.dropped.fetch_add(requests, Ordering::Relaxed);
+                    self.shared.metrics.records_dropped.increment(requests);
+                }
                 Err(error) => {
                     tracing::error!(%error, rows = self.batch.len(), "prediction log refused a batch");
                     self.shared.metrics.record_errors.increment(1);

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use parquet::bloom_filter::Sbbf;
 
 use super::states::stored;
-use super::{Group, Writer, stopped};
+use super::{Group, Writer};
 use crate::definition::{Source, View, ViewKey};
 use crate::event::Event;
 use crate::key_table::{KeyTable, encode_key};
@@ -129,7 +129,7 @@ impl Writer {
         let ingested = match written {
             Ok(ingested) => ingested,
             Err(error) => {
-                done(Err(stopped(&error.to_string())));
+                done(Err(IngestError::of(&error)));
                 return Err(error);
             }
         };
@@ -209,7 +209,7 @@ impl Writer {
         let acked = self.acked();
         self.mark
             .write(acked)
-            .map_err(|error| ReadError::Database(format!("high-water mark: {error}")))?;
+            .map_err(|error| ReadError::io("high-water mark", &error))?;
         Ok(ingested)
     }
 }

@@ -11,8 +11,8 @@ use sha2::{Digest, Sha256};
 use super::manifest::SealedFile;
 use super::place::Place;
 use super::segments::{Wanted, corrupt, model_folder};
-use super::table::Table;
-use super::{OfflineError, OfflineTables, TrainingQuery, TrainingSet, label_rows};
+use super::table::{Table, TableKind};
+use super::{OfflineError, TrainingQuery, TrainingSet, label_rows};
 use crate::definition::Definitions;
 use crate::labels::StoredLabel;
 use crate::predictions::columns::{lists, numbers, optional, texts};
@@ -40,9 +40,11 @@ pub(super) fn training_rows(
     let Some(place) = Place::existing(data_dir)? else {
         return assemble(Vec::new());
     };
+    let service = definitions.service(&query.service);
+    let refusing = service.map_or(&[][..], |service| &service.refusing);
     read_again(
         |error| matches!(error, OfflineError::Missing { .. }),
-        || served_rows(&OfflineTables::read_only(&place)?, definitions, query),
+        || read_once(&place, query, refusing),
     )
 }
 
@@ -64,16 +66,14 @@ pub(crate) fn read_again<T, E>(
 /// How often the manifests are read before a missing file is an error.
 const READS_MAX: usize = 3;
 
-/// The rows that these tables name.
-pub(crate) fn served_rows(
-    tables: &OfflineTables,
-    definitions: &Definitions,
+fn read_once(
+    place: &Place,
     query: &TrainingQuery,
+    refusing: &[usize],
 ) -> Result<TrainingSet, OfflineError> {
-    let service = definitions.service(&query.service);
-    let refusing = service.map_or(&[][..], |service| &service.refusing);
-    let labels = known_labels(&tables.labels, query)?;
-    let predictions = &*tables.predictions;
+    let labels = Table::read_only(TableKind::Labels, place.clone())?;
+    let labels = known_labels(&labels, query)?;
+    let predictions = Table::read_only(TableKind::Predictions, place.clone())?;
     let folder = format!("{}/", model_folder(&query.model));
     let manifest = predictions.manifest()?;
     let wanted = |file: &&SealedFile| {
@@ -86,7 +86,7 @@ pub(crate) fn served_rows(
         let threads: Vec<_> = (0..stripes)
             .map(|stripe| {
                 scope.spawn({
-                    let labels = &labels;
+                    let (labels, predictions) = (&labels, &predictions);
                     move || join((predictions, share(stripe)), (query, refusing), labels)
                 })
             })

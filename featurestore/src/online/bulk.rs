@@ -133,7 +133,7 @@ fn remove(folder: &Path) -> io::Result<()> {
 }
 
 fn failed(folder: &Path, error: &io::Error) -> ReadError {
-    ReadError::Database(format!("{}: {error}", folder.display()))
+    ReadError::io(&folder.display().to_string(), error)
 }
 
 /// What the database says once the group is in it.

@@ -75,6 +75,10 @@ pub enum IngestError {
         /// The failure that stopped it.
         reason: Arc<str>,
     },
+    /// No space is left on the disk; the batch was not acknowledged, and writes are taken again by
+    /// themselves when there is space.
+    #[error("no space is left on the disk")]
+    Full,
     /// The queue was full throughout a blocking call.
     #[error(transparent)]
     Overloaded(#[from] Overloaded),
@@ -94,6 +98,9 @@ pub enum ReadError {
     /// RocksDB failed.
     #[error("online store: {0}")]
     Database(String),
+    /// No space was left for something that had to be written.
+    #[error("no space is left: {0}")]
+    NoSpace(String),
     /// A stored value does not decode.
     #[error("online store is damaged: {0}")]
     Damaged(String),
@@ -112,7 +119,17 @@ impl ReadError {
     pub(crate) fn database(error: rocksdb::Error) -> Self {
         match Tables::is_damage(&error) {
             true => Self::Damaged(error.to_string()),
+            false if Tables::is_want_of_space(&error) => Self::NoSpace(error.to_string()),
             false => Self::Database(error.to_string()),
+        }
+    }
+
+    /// A failure of a file of our own.
+    pub(crate) fn io(what: &str, error: &std::io::Error) -> Self {
+        let problem = format!("{what}: {error}");
+        match error.kind() {
+            std::io::ErrorKind::StorageFull => Self::NoSpace(problem),
+            _ => Self::Database(problem),
         }
     }
 }
@@ -120,6 +137,9 @@ impl ReadError {
 /// Why predictions could not be recorded.
 #[derive(Debug, Error)]
 pub enum RecordError {
+    /// No space is left on the disk; nothing is recorded until there is.
+    #[error("no space is left on the disk")]
+    Full,
     /// A model's name cannot be a folder.
     #[error("model name `{0}` cannot be a folder name")]
     ModelName(String),

@@ -135,6 +135,16 @@ impl HotStates {
         }
     }
 
+    /// For the writer: the tables are at `cut`, and what they hold is to be read again.
+    pub(crate) fn forget(&self, cut: u64) {
+        for shard in &self.shards {
+            let held = std::mem::take(&mut *write(shard));
+            write(shard).changed = cut;
+            drop(held);
+        }
+        self.move_cut(cut);
+    }
+
     /// For the writer: every state of the group that ends with `cut` has been replaced.
     pub(crate) fn move_cut(&self, cut: u64) {
         self.cut.store(cut, Ordering::Release);

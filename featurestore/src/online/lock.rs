@@ -3,7 +3,7 @@
 //! The kernel releases the lock with the process, however it ends; the file stays.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Seek, Write};
+use std::io::{Read, Write};
 use std::path::Path;
 
 use rustix::fs::{FlockOperation, flock};
@@ -54,9 +54,10 @@ impl FolderLock {
             }
             Err(errno) => return Err(failed(errno.into())),
         }
-        file.set_len(0).map_err(failed)?;
-        file.rewind().map_err(failed)?;
-        write!(file, "pid {}", std::process::id()).map_err(failed)?;
+        // Written over and then cut, so that a full disk is no hindrance.
+        let text = format!("pid {}", std::process::id());
+        file.write_all(text.as_bytes()).map_err(failed)?;
+        file.set_len(text.len() as u64).map_err(failed)?;
         Ok(Self { file })
     }
 }

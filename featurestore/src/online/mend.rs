@@ -1,4 +1,5 @@
-//! Mending a damaged database at open: what is derived is made anew from the logs, a damaged log is refused.
+//! Mending a damaged database at open: what is derived is made anew from the logs, the event log from sealed
+//! files. Events that no file has, and a damaged label log, are refused.
 //!
 //! RocksDB's checksums find damage when a block is read. A read that finds some leaves a note in the data
 //! folder; the next open reads every block, drops the column families that are damaged and fills them from
@@ -6,9 +7,12 @@
 //! is derived is made anew: a repair may bring back what had been removed. Costs a read of the database.
 //! The note is removed when all is done, so that a crash in between starts it again.
 
+mod events;
+
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use rocksdb::WriteBatch;
@@ -18,12 +22,18 @@ use super::options::TableOptions;
 use super::quarantine;
 use super::tables::Tables;
 use super::{OpenError, ReadError};
+use crate::commit::Counters;
+use crate::definition::Definitions;
 use crate::labels::{EntryKind, entries};
 use crate::log::EventLog;
 use crate::offline::segments::sync_folder;
+use crate::offline::table::Table;
 
-/// The note within the data folder: the reason, then the names of column families to be made anew.
+/// The note within the data folder: the reason, then the names of column families to be made anew, and
+/// [`REPAIR`].
 const NOTE: &str = "damaged";
+/// The files are being repaired; until that has ended they may open as a database that holds nothing.
+const REPAIR: &str = "repair";
 /// What can be made anew, and from what: the event log (states, dedupe keys), the label log (labels, those
 /// that wait), or from nothing (the prediction index: labels of earlier predictions then find none).
 const DERIVED: [Column; 5] = [
@@ -49,11 +59,16 @@ pub(crate) struct Mending {
 
 /// Leaves a note that the next open is to examine the database; `columns` are to be made anew in any case.
 pub(crate) fn note(data_dir: &Path, reason: &str, columns: &[Column]) -> std::io::Result<()> {
+    let names: Vec<_> = columns.iter().map(|column| column.name()).collect();
+    write_note(data_dir, reason, &names)
+}
+
+fn write_note(data_dir: &Path, reason: &str, names: &[&str]) -> std::io::Result<()> {
     let temporary = data_dir.join(".damaged.tmp");
     let mut file = File::create(&temporary)?;
     writeln!(file, "{}", reason.replace('\n', " "))?;
-    for column in columns {
-        writeln!(file, "{}", column.name())?;
+    for name in names {
+        writeln!(file, "{name}")?;
     }
     file.sync_all()?;
     fs::rename(temporary, data_dir.join(NOTE))?;
@@ -68,35 +83,12 @@ pub(crate) fn open(
 ) -> Result<(Tables, Option<Mending>), OpenError> {
     let online = data_dir.join("online");
     let started = Instant::now();
-    let headless =
-        !online.join("CURRENT").exists() && holds_tables(&online).map_err(io(&online))?;
-    let opened = match headless {
-        // RocksDB would make a new database and remove the files of the old one.
-        true => Err("`CURRENT` is missing".to_owned()),
-        false => match Tables::open(&online, sizes) {
-            Ok(tables) => Ok(tables),
-            Err(error) if Tables::is_damage(&error) => Err(error.to_string()),
-            Err(error) => return Err(OpenError::Database(error.to_string())),
-        },
+    let (mut tables, repaired) = match try_to_open(data_dir, &online, sizes)? {
+        Ok(tables) => (tables, false),
+        Err(reason) => (repair(data_dir, (&online, sizes), &reason)?, true),
     };
-    let repaired = opened.is_err();
-    let mut tables = match opened {
-        Ok(tables) => tables,
-        Err(reason) => {
-            let aside = quarantine::link_aside(data_dir, &online, "unopened");
-            let aside = aside.map_err(io(&online))?;
-            tracing::error!(%reason, files = %aside.display(), "online store is damaged: repairing");
-            note(data_dir, &reason, &DERIVED[..4]).map_err(io(data_dir))?;
-            let database = |error: rocksdb::Error| OpenError::Damaged(error.to_string());
-            Tables::repair(&online).map_err(database)?;
-            Tables::open(&online, sizes).map_err(database)?
-        }
-    };
-    let path = data_dir.join(NOTE);
-    let noted = match fs::read_to_string(&path) {
-        Ok(noted) => noted,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok((tables, None)),
-        Err(error) => return Err(io(&path)(error)),
+    let Some(noted) = read_note(data_dir)? else {
+        return Ok((tables, None));
     };
     let emptied = examine(&tables, &noted)?;
     let reason = noted.lines().next().unwrap_or_default();
@@ -108,6 +100,56 @@ pub(crate) fn open(
         started,
     };
     Ok((tables, Some(mending)))
+}
+
+fn read_note(data_dir: &Path) -> Result<Option<String>, OpenError> {
+    let path = data_dir.join(NOTE);
+    match fs::read_to_string(&path) {
+        Ok(noted) => Ok(Some(noted)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(io(&path)(error)),
+    }
+}
+
+/// The tables, or why they must be repaired.
+fn try_to_open(
+    data_dir: &Path,
+    online: &Path,
+    sizes: TableOptions,
+) -> Result<Result<Tables, String>, OpenError> {
+    let noted = read_note(data_dir)?.unwrap_or_default();
+    if is_named(&noted, REPAIR) {
+        return Ok(Err("a repair was cut off".to_owned()));
+    }
+    // RocksDB would make a new database and remove the files of the old one.
+    if !online.join("CURRENT").exists() && holds_tables(online).map_err(io(online))? {
+        return Ok(Err("`CURRENT` is missing".to_owned()));
+    }
+    match Tables::open(online, sizes) {
+        Ok(tables) => Ok(Ok(tables)),
+        Err(error) if Tables::is_damage(&error) => Ok(Err(error.to_string())),
+        Err(error) => Err(OpenError::Database(error.to_string())),
+    }
+}
+
+/// Makes a database that opens of files that do not; its derived columns are to be made anew.
+fn repair(
+    data_dir: &Path,
+    (online, sizes): (&Path, TableOptions),
+    reason: &str,
+) -> Result<Tables, OpenError> {
+    let aside = quarantine::link_aside(data_dir, online, "unopened").map_err(io(online))?;
+    tracing::error!(%reason, files = %aside.display(), "online store is damaged: repairing");
+    write_note(data_dir, reason, &[REPAIR]).map_err(io(data_dir))?;
+    let database = |error: rocksdb::Error| OpenError::Damaged(error.to_string());
+    Tables::repair(online).map_err(database)?;
+    let tables = Tables::open(online, sizes).map_err(database)?;
+    note(data_dir, reason, &DERIVED[..4]).map_err(io(data_dir))?;
+    Ok(tables)
+}
+
+fn is_named(noted: &str, name: &str) -> bool {
+    noted.lines().skip(1).any(|line| line == name)
 }
 
 /// Whether RocksDB has been here.
@@ -122,13 +164,15 @@ fn holds_tables(online: &Path) -> std::io::Result<bool> {
     Ok(false)
 }
 
-/// Reads everything; which derived column families must be made anew.
+/// Reads everything but the event log; which derived column families must be made anew.
 fn examine(tables: &Tables, noted: &str) -> Result<Vec<Column>, OpenError> {
     let mut damaged = Vec::new();
     for column in Column::ALL {
-        let named = noted.lines().skip(1).any(|name| name == column.name());
+        if column == Column::Events {
+            continue;
+        }
         match check(tables, column) {
-            Ok(()) if !named => {}
+            Ok(()) if !is_named(noted, column.name()) => {}
             Ok(()) => damaged.push(column),
             Err(problem) if DERIVED.contains(&column) => {
                 tracing::error!(column = column.name(), %problem, "damaged: will be made anew");
@@ -145,17 +189,12 @@ fn examine(tables: &Tables, noted: &str) -> Result<Vec<Column>, OpenError> {
     Ok(damaged)
 }
 
-/// Reads a column family; the numbers of a log start at 1, or where it was pruned, and have no gap.
+/// Reads a column family; the numbers of the label log start at 1 and have no gap.
 fn check(tables: &Tables, column: Column) -> Result<(), String> {
-    let numbered = matches!(column, Column::Events | Column::LabelLog);
-    let mut last = match column {
-        Column::Events => tables.get_number(Key::EventsPruned).unwrap_or_default(),
-        _ => None,
-    }
-    .unwrap_or(0);
+    let mut last = 0;
     for pair in tables.scan_once(column) {
         let (key, _) = pair.map_err(|error| error.to_string())?;
-        if !numbered {
+        if column != Column::LabelLog {
             continue;
         }
         let number = Key::number(&key).ok_or("a key is no number")?;
@@ -173,8 +212,7 @@ fn empty(tables: &mut Tables, columns: &[Column]) -> Result<(), rocksdb::Error> 
         tables.renew(column)?;
     }
     if columns.contains(&Column::State) {
-        let last = tables.last_key(Column::Events)?;
-        let last = last.and_then(|key| Key::number(&key)).unwrap_or(0);
+        let last = events_counted(tables)?;
         let mut batch = WriteBatch::default();
         tables.put(&mut batch, Key::LastSeq, &last.to_le_bytes());
         for pair in tables.scan(Column::Meta, &Key::View(0).to_bytes()) {
@@ -189,7 +227,27 @@ fn empty(tables: &mut Tables, columns: &[Column]) -> Result<(), rocksdb::Error> 
     Ok(())
 }
 
+/// Events that were taken, which is the number of the last: the log itself may be damaged.
+fn events_counted(tables: &Tables) -> Result<u64, rocksdb::Error> {
+    let counters = tables.get(Key::Counters)?;
+    let counters = counters.and_then(|bytes| Counters::decode(&bytes));
+    Ok(counters.map_or(0, |counters| counters.events))
+}
+
 impl Mending {
+    /// Has lost entries of the event log read from sealed files from now on; those that are in none are
+    /// named in the error.
+    pub(crate) fn make_log_anew(
+        &self,
+        tables: &mut Tables,
+        sealed: &Arc<Table>,
+        definitions: &Definitions,
+    ) -> Result<(), OpenError> {
+        let last = events_counted(tables);
+        let last = last.map_err(|error| OpenError::Database(error.to_string()))?;
+        events::make_log_anew(tables, sealed, definitions, last)
+    }
+
     /// Holds the counters against the log: they are in a column family that is not derived, of which a
     /// repair may have left out the newest table.
     pub(crate) fn check(&self, events: u64, last_seq: u64) -> Result<(), OpenError> {

@@ -11,6 +11,7 @@ use super::keys::{Column, FORMAT, Key};
 use super::lock::FolderLock;
 use super::mark::{Acked, Mark};
 use super::mend;
+use super::reserve::Reserve;
 use super::shared::Opened;
 use super::tables::Tables;
 use super::{OpenError, ReadError, StoreOptions};
@@ -36,11 +37,19 @@ pub(crate) fn open(
         make_folder(folder).map_err(io_at(folder))?;
     }
     let lock = FolderLock::take(data_dir)?;
-    let (tables, mending) = mend::open(data_dir, options.tables)?;
+    let mut reserve = Reserve::find(data_dir, options.tables.write_buffers_bytes);
+    if reserve.is_low() {
+        reserve.release();
+    }
+    let (mut tables, mending) = mend::open(data_dir, options.tables)?;
     check_format(&tables)?;
     bulk::redo(&tables, data_dir).map_err(read)?;
     applied::apply(&tables, &definitions).map_err(refused)?;
-    let (last_seq, counters) = read_counters(&tables)?;
+    let offline = open_tables(data_dir, &tables)?;
+    if let Some(mending) = &mending {
+        mending.make_log_anew(&mut tables, &offline.events, &definitions)?;
+    }
+    let (last_seq, counters) = read_counters(&tables).map_err(read)?;
     if let Some(mending) = &mending {
         mending.check(counters.events, last_seq)?;
     }
@@ -48,7 +57,6 @@ pub(crate) fn open(
     let (mark, acked) = Mark::open(&path).map_err(io_at(&path))?;
     check_mark(acked, last_seq, counters.label_seq)?;
     let metrics = StoreMetrics::resolve(&definitions);
-    let offline = open_tables(data_dir, &tables)?;
     crate::log::seal::check(&tables, &offline, (last_seq, counters.label_seq))?;
     for file in closed_files(&spool)? {
         seal_file(&offline.predictions, &file, &metrics)?;
@@ -66,9 +74,13 @@ pub(crate) fn open(
     if let Some(mending) = mending {
         mending.end(data_dir).map_err(io_at(data_dir))?;
     }
-    let (pending, resolved) = read_pending(&tables)?;
+    let pending = read_pending(&tables).map_err(read)?;
+    let waiting: Vec<_> = pending.keys().copied().collect();
+    let resolved = recorded(&tables, &waiting).map_err(read)?;
+    reserve.hold();
     metrics.labels_pending.set(pending.len() as f64);
     metrics.stopped.set(0.0);
+    metrics.full.set(0.0);
     metrics.damaged.set(0.0);
     let start = WriterStart {
         last_seq,
@@ -78,6 +90,7 @@ pub(crate) fn open(
             .map(|(key, arrived)| (*arrived, *key))
             .collect(),
         mark,
+        reserve,
     };
     let opened = Opened {
         data_dir: data_dir.to_owned(),
@@ -118,22 +131,24 @@ fn check_format(tables: &Tables) -> Result<(), OpenError> {
 }
 
 /// The last sequence number and the counters, held against the ends of both logs.
-fn read_counters(tables: &Tables) -> Result<(u64, Counters), OpenError> {
-    let last_seq = tables.get_number(Key::LastSeq).map_err(database)?;
-    let last_seq = last_seq.unwrap_or(0);
-    let counters = match tables.get(Key::Counters).map_err(database)? {
+pub(crate) fn read_counters(tables: &Tables) -> Result<(u64, Counters), ReadError> {
+    let last_seq = tables.get_number(Key::LastSeq);
+    let last_seq = last_seq.map_err(ReadError::database)?.unwrap_or(0);
+    let counters = match tables.get(Key::Counters).map_err(ReadError::database)? {
         Some(bytes) => Counters::decode(&bytes)
-            .ok_or_else(|| OpenError::Damaged("counters do not decode".to_owned()))?,
+            .ok_or_else(|| ReadError::Damaged("counters do not decode".to_owned()))?,
         None => Counters::default(),
     };
-    for (column, last) in [
-        (Column::Events, last_seq),
-        (Column::LabelLog, counters.label_seq),
+    let pruned = tables.get_number(Key::EventsPruned);
+    let pruned = pruned.map_err(ReadError::database)?.unwrap_or(0);
+    for (column, last, before) in [
+        (Column::Events, last_seq, pruned),
+        (Column::LabelLog, counters.label_seq, 0),
     ] {
-        let found = tables.last_key(column).map_err(database)?;
-        let found = found.and_then(|key| Key::number(&key)).unwrap_or(0);
+        let found = tables.last_key(column).map_err(ReadError::database)?;
+        let found = found.and_then(|key| Key::number(&key)).unwrap_or(before);
         if found != last {
-            return Err(OpenError::Damaged(format!(
+            return Err(ReadError::Damaged(format!(
                 "`{}` ends at {found}, the counters say {last}",
                 column.name()
             )));
@@ -160,25 +175,33 @@ fn check_mark(acked: Option<Acked>, last_seq: u64, label_seq: u64) -> Result<(),
     })
 }
 
-/// The labels that wait, without those whose prediction is in the index by now.
-fn read_pending(
-    tables: &Tables,
-) -> Result<(HashMap<PredictionKey, i64>, Vec<PredictionKey>), OpenError> {
+/// The labels that wait, with their arrival.
+pub(crate) fn read_pending(tables: &Tables) -> Result<HashMap<PredictionKey, i64>, ReadError> {
     let mut pending = HashMap::new();
-    let mut resolved = Vec::new();
     for pair in tables.scan(Column::PendingLabels, &[]) {
-        let (key, value) = pair.map_err(database)?;
+        let (key, value) = pair.map_err(ReadError::database)?;
         let arrived = value.as_ref().try_into().map(i64::from_le_bytes).ok();
         let (prediction, arrived_ms) = Key::prediction(&key)
             .zip(arrived)
-            .ok_or_else(|| OpenError::Damaged("a pending label".to_owned()))?;
-        let recorded = tables.get(Key::Prediction(prediction)).map_err(database)?;
-        if recorded.is_some() {
-            resolved.push(prediction);
-        }
+            .ok_or_else(|| ReadError::Damaged("a pending label".to_owned()))?;
         pending.insert(prediction, arrived_ms);
     }
-    Ok((pending, resolved))
+    Ok(pending)
+}
+
+/// Those of the predictions that are in the index by now.
+pub(crate) fn recorded(
+    tables: &Tables,
+    predictions: &[PredictionKey],
+) -> Result<Vec<PredictionKey>, ReadError> {
+    let mut recorded = Vec::new();
+    for &prediction in predictions {
+        let found = tables.get(Key::Prediction(prediction));
+        if found.map_err(ReadError::database)?.is_some() {
+            recorded.push(prediction);
+        }
+    }
+    Ok(recorded)
 }
 
 /// Events between two writes of a rebuild.
@@ -276,7 +299,7 @@ fn refused(error: ApplyError) -> OpenError {
 
 fn read(error: ReadError) -> OpenError {
     match error {
-        ReadError::Database(problem) => OpenError::Database(problem),
+        ReadError::Database(problem) | ReadError::NoSpace(problem) => OpenError::Database(problem),
         ReadError::Damaged(problem) => OpenError::Damaged(problem),
         error @ ReadError::Sealed(_) => OpenError::Damaged(error.to_string()),
     }

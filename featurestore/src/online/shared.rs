@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::hot::HotStates;
 use super::lock::FolderLock;
 use super::tables::Tables;
-use super::{ReadError, StoreOptions, mend};
+use super::{IngestError, ReadError, StoreOptions, mend};
 use crate::commit::Counters;
 use crate::definition::Definitions;
 use crate::log::{EventLog, Schemas};
@@ -38,6 +38,8 @@ pub(crate) struct Shared {
     pub(crate) damaged: OnceLock<Arc<str>>,
     /// Why the writer has stopped.
     pub(crate) stopped: OnceLock<Arc<str>>,
+    /// No space is left: the writer sets it, and takes it back.
+    pub(crate) full: AtomicBool,
     pub(crate) spool: Mutex<Spool>,
     pub(crate) sealing: Mutex<()>,
     predictions: AtomicU64,
@@ -64,6 +66,7 @@ impl Shared {
             counters: Mutex::new((opened.last_seq, opened.counters)),
             damaged: OnceLock::new(),
             stopped: OnceLock::new(),
+            full: AtomicBool::new(false),
             spool: Mutex::new(spool),
             sealing: Mutex::new(()),
             predictions: AtomicU64::new(0),
@@ -78,6 +81,20 @@ impl Shared {
             schemas: &self.schemas,
             sealed: &self.offline.events,
         }
+    }
+
+    /// Whether nothing may be written for want of space.
+    pub(crate) fn is_full(&self) -> bool {
+        self.full.load(Ordering::Acquire)
+    }
+
+    /// Why the writer takes no batch, if it takes none.
+    pub(crate) fn refusal(&self) -> Option<IngestError> {
+        if let Some(reason) = self.stopped.get() {
+            let reason = Arc::clone(reason);
+            return Some(IngestError::Stopped { reason });
+        }
+        self.is_full().then_some(IngestError::Full)
     }
 
     /// Says that the database is damaged, if `error` says so: in the statistics, and to the next open.

@@ -7,9 +7,11 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
 
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::compaction_filter::Decision;
+use rocksdb::properties::BACKGROUND_ERRORS;
 use rocksdb::{
     BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB,
     DBCompressionType, DBIterator, DBPinnableSlice, DBRawIterator, Direction, Error, ErrorKind,
@@ -32,6 +34,8 @@ pub(crate) struct Tables {
 
 /// A part of a file's filter or index, as the cache holds them.
 const METADATA_BLOCK_BYTES: usize = 8 << 10;
+/// How long a write waits before it is tried again, when flushes or compactions are behind.
+const STALLED_FOR: Duration = Duration::from_millis(1);
 /// Block cache of one who only looks, in bytes.
 const READER_CACHE_BYTES: usize = 4 << 20;
 
@@ -86,6 +90,17 @@ impl Tables {
             ErrorKind::IOError => error.as_ref().contains("No such file or directory"),
             _ => false,
         }
+    }
+
+    /// Whether an error says that the disk is full. RocksDB gets over such errors when it is not.
+    pub(crate) fn is_want_of_space(error: &Error) -> bool {
+        error.kind() == ErrorKind::IOError && error.as_ref().contains("No space left on device")
+    }
+
+    /// Flushes and compactions that failed since the database was opened.
+    pub(crate) fn background_failures(&self) -> u64 {
+        let failures = self.db.property_int_value(BACKGROUND_ERRORS);
+        failures.ok().flatten().unwrap_or(0)
     }
 
     /// Makes a copy of the database in a new folder: table files by hard link where that is possible.
@@ -177,6 +192,14 @@ impl Tables {
             .iterator_cf_opt(column, options, IteratorMode::Start)
     }
 
+    /// [`Tables::scan_once`] from the last pair to the first.
+    pub(crate) fn scan_back(&self, column: Column) -> DBIterator<'_> {
+        let mut options = ReadOptions::default();
+        options.fill_cache(false);
+        let column = self.column(column);
+        self.db.iterator_cf_opt(column, options, IteratorMode::End)
+    }
+
     /// The last key of a column family.
     pub(crate) fn last_key(&self, column: Column) -> Result<Option<Box<[u8]>>, Error> {
         let mut last = self.db.iterator_cf(self.column(column), IteratorMode::End);
@@ -202,12 +225,29 @@ impl Tables {
     pub(crate) fn write_durably(&self, batch: WriteBatch) -> Result<(), Error> {
         let mut options = WriteOptions::default();
         options.set_sync(true);
-        self.db.write_opt(batch, &options)
+        self.write(batch, options)
     }
 
     /// Writes a batch that a crash of the machine may lose, though not one of the process.
     pub(crate) fn write_lazily(&self, batch: WriteBatch) -> Result<(), Error> {
-        self.db.write_opt(batch, &WriteOptions::default())
+        self.write(batch, WriteOptions::default())
+    }
+
+    /// Waits here while RocksDB lets nobody write, not within it: a writer that waits there for a flush, when
+    /// that flush finds no space, waits for ever, and the recovery from that error for the writer.
+    fn write(&self, mut batch: WriteBatch, mut options: WriteOptions) -> Result<(), Error> {
+        options.set_no_slowdown(true);
+        // A write takes the batch, also where it is refused.
+        let data = batch.data().to_vec();
+        loop {
+            match self.db.write_opt(batch, &options) {
+                Err(error) if error.kind() == ErrorKind::Incomplete => {
+                    std::thread::sleep(STALLED_FOR);
+                    batch = WriteBatch::from_data(&data);
+                }
+                written => return written,
+            }
+        }
     }
 
     /// How a file for [`Tables::ingest`] is written: blocks and filters as in the column family.

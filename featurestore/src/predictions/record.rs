@@ -16,6 +16,9 @@ pub(crate) fn record(
     shared: &Shared,
     records: &[PredictionRecord],
 ) -> Result<Vec<PredictionKey>, RecordError> {
+    if shared.is_full() {
+        return Err(RecordError::Full);
+    }
     // Held throughout: two recorders of one row would lose an index entry.
     let mut spool = locked(&shared.spool);
     write_index(shared, records)?;

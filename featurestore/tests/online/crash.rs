@@ -4,14 +4,14 @@
 //! acknowledged; the parent kills it at a random moment, opens the folder and compares.
 //! `LOOPGATE_CRASH_CYCLES` sets the number of cycles.
 
-use std::collections::HashMap;
 use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 
-use crate::flights::{MINUTE_MS, START_MS, Traffic, open};
+use crate::flights::{START_MS, Traffic, open};
+use crate::workload::check_ledger;
 use featurestore::{Event, FeatureStore, Label, OutcomeCursor, PredictionKey, Value};
 use rand::Rng;
 use uuid::Uuid;
@@ -158,38 +158,7 @@ fn ingest_for_ever(folder: &Path) {
 
 fn check(folder: &Path, acked: &[u64]) {
     let store = open(folder);
-    let service = store.definitions().service("delay").unwrap();
-    let request = vec![
-        Value::String("AA".into()),
-        Value::String("EWR".into()),
-        Value::Null,
-        Value::Float(1.0),
-    ];
-    let stats = store.stats();
-    let now_ms = START_MS + 10 * MINUTE_MS;
-    let rows = store.read_rows(service, &[request], now_ms).unwrap();
-    let names = service.feature_names();
-    let row: HashMap<&str, f32> = names.zip(rows[0].values.iter().copied()).collect();
-    // The folded state holds each logged event once, and whole batches only.
-    let counted = f64::from(row["all:count_24h"]);
-    assert_eq!(counted, stats.events as f64, "{row:?}");
-    assert_eq!(f64::from(row["origin:sum_delay_24h"]), counted, "{row:?}");
-    assert_eq!(stats.events % BATCH, 0);
-    assert_eq!(rows[0].as_of_seq, stats.events);
-    // Each acknowledged batch is there: sent again, all of it is a duplicate.
-    for numbers in acked.chunks(50) {
-        let events = numbers.iter().flat_map(|number| batch(&store, *number));
-        let again = store.ingest_events_blocking(events.collect(), now_ms);
-        let sent = numbers.len() as u64;
-        assert_eq!(
-            again.unwrap().duplicates,
-            sent * BATCH,
-            "batches {numbers:?}"
-        );
-        let labels = numbers.iter().map(|number| label(*number)).collect();
-        let again = store.ingest_labels_blocking(labels, now_ms);
-        assert_eq!(again.unwrap().duplicates, sent, "labels {numbers:?}");
-    }
+    check_ledger(&store, acked);
     let (outcomes, _) = store.outcomes(OutcomeCursor::default(), 10_000).unwrap();
     assert!(outcomes.is_empty(), "no prediction was recorded");
     assert_eq!(store.stats().pending_labels, store.stats().labels);

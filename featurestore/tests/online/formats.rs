@@ -36,6 +36,9 @@ pub(crate) fn copy(from: &Path, to: &Path) {
     for entry in fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
         let target = to.join(entry.file_name());
+        if entry.file_name() == "reserve" {
+            continue;
+        }
         if entry.file_type().unwrap().is_dir() {
             copy(&entry.path(), &target);
         } else {

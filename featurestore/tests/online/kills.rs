@@ -34,11 +34,11 @@ const CALLS: [&str; 8] = [
     "ftruncate",
 ];
 
-fn number(name: &str) -> Option<u64> {
+pub(crate) fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap())
 }
 
-fn seeded() -> StdRng {
+pub(crate) fn seeded() -> StdRng {
     let seed = number("LOOPGATE_CRASH_SEED").unwrap_or_else(rand::random);
     println!("LOOPGATE_CRASH_SEED={seed}");
     StdRng::seed_from_u64(seed)
@@ -109,6 +109,7 @@ fn a_kill_before_any_call_that_reaches_the_disk_loses_and_doubles_nothing() {
             calls,
             effect: "signal=KILL",
             when,
+            ..Inject::default()
         };
         live(
             strace::injected(&child(folder.path(), told.next()), &inject),
@@ -140,6 +141,7 @@ fn after_an_error_of_fsync_nothing_is_acknowledged_and_a_restart_finds_what_was(
             calls,
             effect: "error=EIO",
             when,
+            ..Inject::default()
         };
         let acked = told.acked.len();
         let output = live(
@@ -169,6 +171,7 @@ fn a_slow_fsync_fills_a_bounded_queue_and_nothing_is_acknowledged_early() {
         calls: "fdatasync",
         effect: "delay_enter=20000",
         when: "1+".to_owned(),
+        ..Inject::default()
     };
     let mut told = Told::default();
     let output = live(strace::injected(&slow, &inject), &mut told);

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// What a system call is made to do, in `strace`'s words.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Inject {
     /// Names of system calls, with commas.
     pub(crate) calls: &'static str,
@@ -14,6 +14,8 @@ pub(crate) struct Inject {
     pub(crate) effect: &'static str,
     /// Which of the calls of a thread, from 1: `7`, `7+`.
     pub(crate) when: String,
+    /// Calls on these files alone; on all where there is none.
+    pub(crate) files: Vec<PathBuf>,
 }
 
 /// The child is the ignored test `test`, which finds `folder` in the variable `LOOPGATE_CHILD`.
@@ -44,16 +46,20 @@ pub(crate) fn is_there() -> bool {
     there
 }
 
-/// The same child, with these system calls made to fail. Only calls on files below its folder count.
+/// The same child, with these system calls made to fail.
 pub(crate) fn injected(child: &Command, inject: &Inject) -> Command {
     let Inject {
         calls,
         effect,
         when,
+        files,
     } = inject;
     // Not with `--seccomp-bpf`: strace 6.1 then delivers no signal.
     let mut strace = traced(child, &["-o", "/dev/null", "-e", &format!("trace={calls}")]);
     strace.args(["-e", &format!("inject={calls}:{effect}:when={when}")]);
+    for file in files {
+        strace.arg("-P").arg(file);
+    }
     with_child(strace, child)
 }
 

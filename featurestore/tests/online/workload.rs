@@ -22,10 +22,16 @@ pub(crate) struct Told {
     pub(crate) acked: Vec<u64>,
     /// Predictions up to this one were sealed.
     pub(crate) sealed: Option<u64>,
+    /// No step before this one recorded a prediction.
+    pub(crate) first_recorded: u64,
+    /// A backup was made when so many batches had been told.
+    pub(crate) copied: Option<usize>,
     /// The store said that it writes no more.
     pub(crate) refused: bool,
     /// The child came to its end.
     pub(crate) ended: bool,
+    /// The store said that the disk was full.
+    pub(crate) full: u64,
     /// Steps that were begun more than once: they may have been recorded as often.
     pub(crate) repeated: BTreeSet<u64>,
 }
@@ -35,7 +41,15 @@ impl Told {
     pub(crate) fn hear(&mut self, line: &str) {
         match line.split_once(' ') {
             Some(("acked", number)) => self.acked.push(number.parse().unwrap()),
+            Some(("recorded", from)) => {
+                self.first_recorded = from.strip_prefix("from ").unwrap().parse().unwrap();
+            }
             Some(("sealed", number)) => self.sealed = Some(number.parse().unwrap()),
+            Some(("repeated", number)) => {
+                self.repeated.insert(number.parse().unwrap());
+            }
+            _ if line == "copied" => self.copied = Some(self.acked.len()),
+            _ if line == "full" => self.full += 1,
             _ if line == "refused" => self.refused = true,
             _ if line == "ended" => self.ended = true,
             _ => {}
@@ -104,7 +118,7 @@ pub(crate) fn ingest_and_record(store: &FeatureStore, number: u64) -> Result<(),
     Ok(())
 }
 
-fn request() -> Vec<Value> {
+pub(crate) fn request() -> Vec<Value> {
     let text = |text: &str| Value::String(text.into());
     vec![text("AA"), text("EWR"), Value::Null, Value::Float(1.0)]
 }
@@ -139,27 +153,17 @@ pub(crate) fn scratch() -> tempfile::TempDir {
 /// All that was told holds, nothing is there twice or in part, and what was served is what is recomputed.
 pub(crate) fn check(folder: &Path, told: &Told) {
     let store = open(folder);
-    check_state(&store);
-    for numbers in told.acked.chunks(50) {
-        let events = numbers.iter().flat_map(|number| batch(&store, *number));
-        let again = store.ingest_events_blocking(events.collect(), START_MS);
-        let sent = numbers.len() as u64;
-        assert_eq!(
-            again.unwrap().duplicates,
-            sent * BATCH,
-            "batches {numbers:?}"
-        );
-        let labels = numbers.iter().map(|number| label(*number)).collect();
-        let again = store.ingest_labels_blocking(labels, START_MS);
-        assert_eq!(again.unwrap().duplicates, sent, "labels {numbers:?}");
-    }
+    check_ledger(&store, &told.acked);
     check_state(&store);
     let mut served: BTreeMap<u64, u64> = BTreeMap::new();
     for record in store.served_rows("delay", i64::MIN, i64::MAX).unwrap() {
         let number = record.prediction.id.as_u128().try_into().unwrap();
         *served.entry(number).or_default() += 1;
     }
-    for number in told.sealed.map_or(0..0, |sealed| 0..sealed + 1) {
+    for number in told
+        .sealed
+        .map_or(0..0, |sealed| told.first_recorded..sealed + 1)
+    {
         assert!(served.contains_key(&number), "{number} of {served:?}");
     }
     let verified = store.verify("delay", "delay", 10_000, 1).unwrap();
@@ -176,6 +180,25 @@ pub(crate) fn check_events(folder: &Path, acked: &[u64]) {
     for &number in acked {
         let again = store.ingest_events_blocking(batch(&store, number), START_MS);
         assert_eq!(again.unwrap().duplicates, BATCH, "batch {number}");
+    }
+}
+
+/// All that is there is folded, and each acknowledged batch is there with its label: sent again, all of it
+/// is a duplicate.
+pub(crate) fn check_ledger(store: &FeatureStore, acked: &[u64]) {
+    check_state(store);
+    for numbers in acked.chunks(50) {
+        let events = numbers.iter().flat_map(|number| batch(store, *number));
+        let again = store.ingest_events_blocking(events.collect(), START_MS);
+        let sent = numbers.len() as u64;
+        assert_eq!(
+            again.unwrap().duplicates,
+            sent * BATCH,
+            "batches {numbers:?}"
+        );
+        let labels = numbers.iter().map(|number| label(*number)).collect();
+        let again = store.ingest_labels_blocking(labels, START_MS);
+        assert_eq!(again.unwrap().duplicates, sent, "labels {numbers:?}");
     }
 }
 

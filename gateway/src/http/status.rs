@@ -397,7 +397,7 @@ impl From<IngestRefusal> for Refusal {
                 Self::new(StatusCode::TOO_MANY_REQUESTS, message)
                     .retry_after(retry_after_ms.div_ceil(1000).max(RETRY_AFTER_S))
             }
-            IngestRefusal::Late { .. } | IngestRefusal::Stopped => {
+            IngestRefusal::Late { .. } | IngestRefusal::Full | IngestRefusal::Stopped => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, message).retry_after(RETRY_AFTER_S)
             }
         }
