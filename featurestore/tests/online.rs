@@ -33,6 +33,8 @@ mod import;
 mod kills;
 #[path = "online/labels.rs"]
 mod labels;
+#[path = "online/mutants.rs"]
+mod mutants;
 #[path = "online/power.rs"]
 mod power;
 #[path = "online/predictions.rs"]

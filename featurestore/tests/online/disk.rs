@@ -103,7 +103,8 @@ impl Disk {
             "link" | "linkat" => return self.linked(call.path(0), call.path(1)),
             "unlink" | "rmdir" | "unlinkat" => return self.removed(call),
             "mkdir" | "mkdirat" => return self.made(call.path(0), folder()).is_some(),
-            "pwritev" | "copy_file_range" | "sendfile" => {
+            "copy_file_range" => return self.copied(call),
+            "pwritev" | "sendfile" => {
                 let of_ours = call.fd().is_some_and(|fd| self.open.contains_key(&fd));
                 assert!(!of_ours, "`{}` is not known to this disk", call.name);
             }
@@ -112,10 +113,33 @@ impl Disk {
         false
     }
 
+    /// The file or folder that a thread is bringing to disk, and where it is now.
+    pub(crate) fn being_synced(&self, thread: u32) -> Option<(usize, PathBuf)> {
+        let node = self.syncing.get(&thread)?.0;
+        Some((node, self.path_of(node, 0, Path::new(""))?))
+    }
+
+    fn path_of(&self, wanted: usize, node: usize, path: &Path) -> Option<PathBuf> {
+        if wanted == node {
+            return Some(path.to_owned());
+        }
+        let Node::Folder { now, .. } = &self.nodes[node] else {
+            return None;
+        };
+        let mut below = now.iter();
+        below.find_map(|(name, &node)| self.path_of(wanted, node, &path.join(name)))
+    }
+
     /// Whether nothing of `path` and what is below it would be lost in a power cut: contents and names.
     pub(crate) fn is_durable(&self, path: &Path) -> bool {
         let node = self.node(path);
-        self.is_name_durable(path) && node.is_none_or(|node| self.is_node_durable(node))
+        self.is_name_durable(path) && node.is_none_or(|node| self.is_node_durable(node, true))
+    }
+
+    /// The same of the names alone, those below `path` included.
+    pub(crate) fn are_names_durable(&self, path: &Path) -> bool {
+        let node = self.node(path);
+        self.is_name_durable(path) && node.is_none_or(|node| self.is_node_durable(node, false))
     }
 
     /// Whether `path` would be there after a power cut if it is there now, whatever it holds.
@@ -142,15 +166,18 @@ impl Disk {
         }
     }
 
-    fn is_node_durable(&self, node: usize) -> bool {
+    fn is_node_durable(&self, node: usize, contents: bool) -> bool {
         match &self.nodes[node] {
-            Node::File { now, durable } => now == durable,
+            Node::File { now, durable } => !contents || now == durable,
             Node::Folder {
                 now,
                 changes,
                 synced,
                 ..
-            } => changes == synced && now.values().all(|node| self.is_node_durable(*node)),
+            } => {
+                let mut below = now.values();
+                changes == synced && below.all(|node| self.is_node_durable(*node, contents))
+            }
         }
     }
 
@@ -279,6 +306,33 @@ impl Disk {
         true
     }
 
+    fn copied(&mut self, call: &Call) -> bool {
+        let target = call.text.split(',').nth(2);
+        let target = target.and_then(|fd| fd.trim().parse().ok());
+        let length = usize::try_from(call.answer).unwrap();
+        let Some(source) = call.fd().and_then(|fd| self.open.get_mut(&fd)) else {
+            let of_ours = target.is_some_and(|fd: i32| self.open.contains_key(&fd));
+            assert!(!of_ours, "copies from elsewhere are not known to this disk");
+            return false;
+        };
+        let (node, start) = (source.node, source.offset);
+        source.offset += length;
+        let Node::File { now, .. } = &self.nodes[node] else {
+            panic!("a folder was copied");
+        };
+        let bytes = now[start..start + length].to_vec();
+        let Some(open) = target.and_then(|fd| self.open.get_mut(&fd)) else {
+            return false;
+        };
+        let Node::File { now, .. } = &mut self.nodes[open.node] else {
+            panic!("a folder was written");
+        };
+        now.truncate(open.offset);
+        now.extend_from_slice(&bytes);
+        open.offset += length;
+        length > 0
+    }
+
     fn resized(&mut self, call: &Call) {
         let length = usize::try_from(call.last().unwrap()).unwrap();
         let open = call.fd().and_then(|fd| self.open.get(&fd));
@@ -330,11 +384,14 @@ impl Disk {
 
     fn removed(&mut self, call: &Call) -> bool {
         let path = call.path(0);
-        assert!(
-            path.is_absolute(),
-            "names below an open folder are not known to this disk"
-        );
-        let Some((folder, name)) = self.place(path) else {
+        let place = match path.is_absolute() {
+            true => self.place(path),
+            false => {
+                let folder = call.fd().and_then(|fd| self.open.get(&fd));
+                folder.map(|open| (open.node, path.as_os_str()))
+            }
+        };
+        let Some((folder, name)) = place else {
             return false;
         };
         self.names(folder).remove(name).is_some()

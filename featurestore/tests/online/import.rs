@@ -15,9 +15,9 @@ use crate::flights::{MINUTE_MS, START_MS, Traffic, definitions, open};
 const CHILD: &str = "LOOPGATE_IMPORT_CHILD";
 const GROUP: usize = 500;
 
-fn open_in_groups(folder: &Path) -> FeatureStore {
+pub(crate) fn open_in_groups(folder: &Path, events: usize) -> FeatureStore {
     let options = StoreOptions {
-        import_group_events: GROUP,
+        import_group_events: events,
         ..StoreOptions::default()
     };
     FeatureStore::open(folder, definitions(), &options).unwrap()
@@ -32,7 +32,7 @@ fn departures(count: usize, seed: u64) -> Vec<Event> {
         .collect()
 }
 
-fn csv(path: &Path, events: &[Event]) {
+pub(crate) fn csv(path: &Path, events: &[Event]) {
     let fields = &events[0].source.fields;
     let names: Vec<_> = fields.iter().map(|field| &*field.name).collect();
     let mut text = names.join(",") + "\n";
@@ -48,7 +48,7 @@ fn csv(path: &Path, events: &[Event]) {
     std::fs::write(path, text).unwrap();
 }
 
-fn import(
+pub(crate) fn import(
     store: &FeatureStore,
     file: &Path,
     on_progress: &mut dyn FnMut(Progress),
@@ -87,7 +87,7 @@ fn a_large_import_is_the_same_as_its_events_one_after_the_other() {
     let (bulk, single) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let file = bulk.path().join("departures.csv");
     csv(&file, &events);
-    let store = open_in_groups(bulk.path());
+    let store = open_in_groups(bulk.path(), GROUP);
     let mut seen = Vec::new();
     let imported = import(&store, &file, &mut |progress| seen.push(progress)).unwrap();
     let counts = (imported.rows, imported.accepted, imported.duplicates);
@@ -129,7 +129,7 @@ fn an_event_counts_once_in_a_file_across_groups_and_beside_live_ones() {
         again
     }));
     csv(&file, &rows);
-    let store = open_in_groups(folder.path());
+    let store = open_in_groups(folder.path(), GROUP);
     let live = &events[2000..2010];
     store
         .ingest_events_blocking(live.to_vec(), START_MS)
@@ -166,7 +166,7 @@ fn an_import_that_meets_a_bad_row_keeps_what_lies_before_it_and_says_so() {
         .replace(",true", ",perhaps")
         .replace(",false", ",perhaps");
     std::fs::write(&file, lines.join("\n")).unwrap();
-    let store = open_in_groups(folder.path());
+    let store = open_in_groups(folder.path(), GROUP);
     let error = import(&store, &file, &mut |_| {}).unwrap_err();
     let text = error.to_string();
     for part in [
@@ -190,7 +190,7 @@ fn an_import_that_meets_a_bad_row_keeps_what_lies_before_it_and_says_so() {
 #[test]
 fn an_import_killed_at_any_moment_leaves_whole_groups_and_can_be_repeated() {
     if let Ok(folder) = std::env::var(CHILD) {
-        let store = open_in_groups(Path::new(&folder));
+        let store = open_in_groups(Path::new(&folder), GROUP);
         let file = Path::new(&folder).join("departures.csv");
         let told = &mut |progress: Progress| println!("\nrows {}", progress.rows);
         import(&store, &file, told).unwrap();
@@ -217,7 +217,7 @@ fn an_import_killed_at_any_moment_leaves_whole_groups_and_can_be_repeated() {
         let acked = told.take(groups).last().unwrap_or(0);
         child.kill().unwrap();
         child.wait().unwrap();
-        let store = open_in_groups(folder.path());
+        let store = open_in_groups(folder.path(), GROUP);
         let found = usize::try_from(store.stats().events).unwrap();
         assert!(
             found >= acked.max(held),
@@ -228,7 +228,7 @@ fn an_import_killed_at_any_moment_leaves_whole_groups_and_can_be_repeated() {
         held = found;
     }
     assert!(held > 0, "no group was ever whole");
-    let store = open_in_groups(folder.path());
+    let store = open_in_groups(folder.path(), GROUP);
     let imported = import(&store, &file, &mut |_| {}).unwrap();
     assert_eq!(imported.accepted + held as u64, ROWS as u64);
     let other = tempfile::tempdir().unwrap();
