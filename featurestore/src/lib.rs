@@ -54,7 +54,7 @@ pub use online::{
 };
 pub use predictions::{PredictionKey, PredictionKeyError, PredictionRecord, Role, Sealed};
 pub use project_file::{ProjectFileError, ProjectText, nearest, parse_toml, read_toml};
-pub use recomputed::{RecomputeError, recomputed_rows};
+pub use recomputed::{RecomputeError, recomputed_rows, sealed_dataset};
 pub use service::{
     Derived, Dictionary, FeatureOrigin, FeatureRow, InView, Missing, Refused, RequestError,
     Service, ServiceFeature,

@@ -26,7 +26,8 @@ use thiserror::Error;
 
 pub use self::check::{TableReport, check_files};
 pub use self::dataset::{Dataset, DatasetAbout, ReadFile, RowsFrom};
-use self::table::Table;
+use self::place::Place;
+use self::table::{Table, TableKind};
 pub use self::upkeep::{RetentionOptions, Upkept};
 use crate::definition::Definitions;
 use crate::predictions::PredictionKey;
@@ -136,6 +137,18 @@ pub(crate) struct OfflineTables {
 }
 
 impl OfflineTables {
+    /// For who reads beside the process that has the store open. Events come last: what the predictions
+    /// saw was sealed before them or with them.
+    pub(crate) fn read_only(place: &Place) -> Result<Self, OfflineError> {
+        let table = |kind| Table::read_only(kind, place.clone()).map(Arc::new);
+        let (labels, predictions) = (table(TableKind::Labels)?, table(TableKind::Predictions)?);
+        Ok(Self {
+            events: table(TableKind::Events)?,
+            predictions,
+            labels,
+        })
+    }
+
     /// Every table.
     pub(crate) fn all(&self) -> [&Arc<Table>; 3] {
         [&self.events, &self.predictions, &self.labels]

@@ -429,7 +429,10 @@ impl FeatureStore {
         features: RowsFrom,
         folder: &Path,
     ) -> Result<Dataset, RecomputeError> {
-        crate::recomputed::dataset(self, query, features, folder)
+        self.seal()?;
+        let shared = &self.inner.shared;
+        let (data_dir, definitions) = (&shared.data_dir, &shared.definitions);
+        crate::recomputed::sealed_dataset(data_dir, definitions, (query, features), folder)
     }
 
     /// Training rows of the requests that were served or backfilled, with the features of `query.service`
@@ -437,7 +440,8 @@ impl FeatureStore {
     /// first.
     pub fn recomputed_rows(&self, query: &TrainingQuery) -> Result<TrainingSet, RecomputeError> {
         self.seal()?;
-        crate::recomputed::Past::of(&self.inner.shared).rows(query)
+        let shared = &self.inner.shared;
+        crate::recomputed::recomputed_rows(&shared.data_dir, &shared.definitions, query)
     }
 
     /// Recomputes a seeded sample of the rows that were answered for `model` with `service` (`name`, in

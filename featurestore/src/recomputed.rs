@@ -1,4 +1,4 @@
-//! Training rows computed anew from the events, for requests that were served (or backfilled) before.
+//! Training rows computed anew from sealed events, for requests that were served (or backfilled) before.
 //!
 //! The same request, the same label, the same moment; only the features come from the event log and not
 //! from the prediction log. So a service that is new has training rows at once, over all past traffic,
@@ -24,13 +24,14 @@ use crate::log::{EventLog, Logged, Schemas, by_arrival};
 use crate::offline::dataset::{self, files_of};
 use crate::offline::place::Place;
 use crate::offline::segments::{Wanted, corrupt, model_folder};
-use crate::offline::table::{Table, TableKind};
-use crate::offline::training::{Joined, TrainingRow, assemble, known_labels, read_again};
-use crate::offline::{
-    Dataset, DatasetAbout, OfflineError, RowsFrom, TrainingQuery, TrainingSet, training_rows,
+use crate::offline::table::Table;
+use crate::offline::training::{
+    Joined, TrainingRow, assemble, known_labels, read_again, served_rows,
 };
-use crate::online::shared::Shared;
-use crate::online::{FeatureStore, ReadError, SealError};
+use crate::offline::{
+    Dataset, DatasetAbout, OfflineError, OfflineTables, RowsFrom, TrainingQuery, TrainingSet,
+};
+use crate::online::{ReadError, SealError};
 use crate::predictions::columns::{numbers, optional, parse_request, texts};
 use crate::predictions::{PredictionKey, Role};
 use crate::service::Service;
@@ -73,61 +74,61 @@ pub enum RecomputeError {
     Seal(#[from] SealError),
 }
 
-/// Training rows as [`FeatureStore::recomputed_rows`] has them, from sealed files alone: for who reads
-/// beside the process that has the store open, as [`training_rows`] does.
+/// Training rows as [`FeatureStore::recomputed_rows`](crate::FeatureStore::recomputed_rows) has them, from sealed files alone: for who reads
+/// beside the process that has the store open, as [`training_rows`](crate::training_rows) does.
 pub fn recomputed_rows(
     data_dir: &Path,
     definitions: &Definitions,
     query: &TrainingQuery,
 ) -> Result<TrainingSet, RecomputeError> {
-    let Some(place) = Place::existing(data_dir)? else {
-        return Ok(assemble(Vec::new())?);
-    };
-    let schemas = Schemas::of_files(definitions);
-    let is_missing = |error: &RecomputeError| {
-        let missing = |error: &OfflineError| matches!(error, OfflineError::Missing { .. });
-        matches!(error, RecomputeError::Offline(error) if missing(error))
-    };
-    read_again(is_missing, || {
-        let table = |kind| Table::read_only(kind, place.clone());
-        let (labels, predictions) = (table(TableKind::Labels)?, table(TableKind::Predictions)?);
-        // After the predictions: what they saw was sealed before them or with them.
-        let sealed = table(TableKind::Events)?;
-        let past = Past {
-            definitions,
-            events: EventLog {
-                tables: None,
-                schemas: &schemas,
-                sealed: &sealed,
-            },
-            predictions: &predictions,
-            labels: &labels,
-        };
-        past.rows(query)
-    })
+    let rows = read_sealed(data_dir, |tables| {
+        Past::of(tables, definitions, &Schemas::of_files(definitions)).rows(query)
+    });
+    rows?.map_or_else(|| Ok(assemble(Vec::new())?), Ok)
 }
 
-/// Writes a dataset of the sealed rows; seals first.
-pub(crate) fn dataset(
-    store: &FeatureStore,
-    query: &TrainingQuery,
-    features: RowsFrom,
+/// Writes a dataset as [`FeatureStore::dataset`](crate::FeatureStore::dataset) does, of what is sealed.
+pub fn sealed_dataset(
+    data_dir: &Path,
+    definitions: &Definitions,
+    (query, features): (&TrainingQuery, RowsFrom),
     folder: &Path,
 ) -> Result<Dataset, RecomputeError> {
-    store.seal()?;
-    let shared = store.shared();
-    let service = service_of(&shared.definitions, &query.service)?;
+    let service = service_of(definitions, &query.service)?;
     let query = TrainingQuery {
         service: service.id().to_owned(),
         ..query.clone()
     };
-    let set = match features {
-        RowsFrom::Served => training_rows(&shared.data_dir, &shared.definitions, &query)?,
-        RowsFrom::Recomputed => Past::of(shared).rows(&query)?,
+    let schemas = Schemas::of_files(definitions);
+    let read = read_sealed(data_dir, |tables| {
+        let set = match features {
+            RowsFrom::Served => served_rows(tables, definitions, &query)?,
+            RowsFrom::Recomputed => Past::of(tables, definitions, &schemas).rows(&query)?,
+        };
+        Ok((set, files_of(tables, &query, features)?))
+    })?;
+    let (set, files) = match read {
+        Some(read) => read,
+        None => (assemble(Vec::new())?, Vec::new()),
     };
     let about = DatasetAbout::new(&query, service, features, &set);
-    let read = files_of(&shared.offline, &query, features)?;
-    Ok(dataset::write(folder, (about, read), &set)?)
+    Ok(dataset::write(folder, (about, files), &set)?)
+}
+
+/// Reads by the tables as they are; `None` where nothing was ever sealed.
+fn read_sealed<T>(
+    data_dir: &Path,
+    read: impl Fn(&OfflineTables) -> Result<T, RecomputeError>,
+) -> Result<Option<T>, RecomputeError> {
+    let Some(place) = Place::existing(data_dir)? else {
+        return Ok(None);
+    };
+    let is_missing = |error: &RecomputeError| {
+        let missing = |error: &OfflineError| matches!(error, OfflineError::Missing { .. });
+        matches!(error, RecomputeError::Offline(error) if missing(error))
+    };
+    let read = read_again(is_missing, || read(&OfflineTables::read_only(&place)?));
+    read.map(Some)
 }
 
 fn service_of<'a>(
@@ -149,9 +150,9 @@ struct Asked {
     label: StoredLabel,
 }
 
-/// What rows are computed from.
+/// What rows are computed from: sealed files.
 #[derive(Clone, Copy)]
-pub(crate) struct Past<'a> {
+struct Past<'a> {
     definitions: &'a Definitions,
     events: EventLog<'a>,
     predictions: &'a Table,
@@ -159,19 +160,22 @@ pub(crate) struct Past<'a> {
 }
 
 impl<'a> Past<'a> {
-    /// All that an open store has, sealed or not.
-    pub(crate) fn of(shared: &'a Shared) -> Self {
+    fn of(tables: &'a OfflineTables, definitions: &'a Definitions, schemas: &'a Schemas) -> Self {
         Self {
-            definitions: &shared.definitions,
-            events: shared.events(),
-            predictions: &shared.offline.predictions,
-            labels: &shared.offline.labels,
+            definitions,
+            events: EventLog {
+                tables: None,
+                schemas,
+                sealed: &tables.events,
+            },
+            predictions: &tables.predictions,
+            labels: &tables.labels,
         }
     }
 
-    /// Rows of every sealed request of `query.model` that was answered or backfilled in time and has a
-    /// label, with the features of `query.service` as the events tell them.
-    pub(crate) fn rows(self, query: &TrainingQuery) -> Result<TrainingSet, RecomputeError> {
+    /// Rows of every request of `query.model` that was answered or backfilled in time and has a label,
+    /// with the features of `query.service` as the events tell them.
+    fn rows(self, query: &TrainingQuery) -> Result<TrainingSet, RecomputeError> {
         let service = service_of(self.definitions, &query.service)?;
         let Requests {
             mut served,
@@ -181,7 +185,10 @@ impl<'a> Past<'a> {
         backfilled.sort_by_key(|row| row.at_ms);
         let mut joined = Joined::of_service(service);
         if let Some(newest) = served.last() {
-            self.check_reach(newest.as_of_seq)?;
+            let (seen, sealed) = (newest.as_of_seq, self.events.sealed.manifest()?.sealed_seq);
+            if seen > sealed {
+                return Err(RecomputeError::NotSealed { seen, sealed });
+            }
             let events = self.events.from(0).map_err(log_error)?;
             let seen = |event: &Logged, row: &Asked| event.seq <= row.as_of_seq;
             // Rows are in the order of what they saw and not quite of their times: nothing is released.
@@ -193,15 +200,6 @@ impl<'a> Past<'a> {
             compute((service, backfilled), (events, seen), i64::MAX, &mut joined)?;
         }
         Ok(assemble(vec![joined])?)
-    }
-
-    /// Whether the events reach as far as a row saw them.
-    fn check_reach(self, seen: u64) -> Result<(), RecomputeError> {
-        let sealed = self.events.sealed.manifest()?.sealed_seq;
-        match self.events.tables {
-            None if seen > sealed => Err(RecomputeError::NotSealed { seen, sealed }),
-            _ => Ok(()),
-        }
     }
 }
 

@@ -12,6 +12,7 @@ mod run;
 
 use std::path::PathBuf;
 use std::process::Command as Process;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
@@ -110,7 +111,7 @@ struct Project {
     config: ProjectConfig,
     serve: ServeConfig,
     data: PathBuf,
-    definitions: Definitions,
+    definitions: Arc<Definitions>,
 }
 
 impl ProjectArgs {
@@ -122,7 +123,7 @@ impl ProjectArgs {
         })?;
         let config = serve.project.take().context("a project was asked for")?;
         let data = serve.data.clone().context("a project has a data folder")?;
-        let definitions = Definitions::load(&config.features)?;
+        let definitions = Arc::new(Definitions::load(&config.features)?);
         config.check_services(&definitions)?;
         Ok(Project {
             config,

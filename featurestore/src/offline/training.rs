@@ -11,8 +11,8 @@ use sha2::{Digest, Sha256};
 use super::manifest::SealedFile;
 use super::place::Place;
 use super::segments::{Wanted, corrupt, model_folder};
-use super::table::{Table, TableKind};
-use super::{OfflineError, TrainingQuery, TrainingSet, label_rows};
+use super::table::Table;
+use super::{OfflineError, OfflineTables, TrainingQuery, TrainingSet, label_rows};
 use crate::definition::Definitions;
 use crate::labels::StoredLabel;
 use crate::predictions::columns::{lists, numbers, optional, texts};
@@ -40,11 +40,9 @@ pub(super) fn training_rows(
     let Some(place) = Place::existing(data_dir)? else {
         return assemble(Vec::new());
     };
-    let service = definitions.service(&query.service);
-    let refusing = service.map_or(&[][..], |service| &service.refusing);
     read_again(
         |error| matches!(error, OfflineError::Missing { .. }),
-        || read_once(&place, query, refusing),
+        || served_rows(&OfflineTables::read_only(&place)?, definitions, query),
     )
 }
 
@@ -66,14 +64,16 @@ pub(crate) fn read_again<T, E>(
 /// How often the manifests are read before a missing file is an error.
 const READS_MAX: usize = 3;
 
-fn read_once(
-    place: &Place,
+/// The rows that these tables name.
+pub(crate) fn served_rows(
+    tables: &OfflineTables,
+    definitions: &Definitions,
     query: &TrainingQuery,
-    refusing: &[usize],
 ) -> Result<TrainingSet, OfflineError> {
-    let labels = Table::read_only(TableKind::Labels, place.clone())?;
-    let labels = known_labels(&labels, query)?;
-    let predictions = Table::read_only(TableKind::Predictions, place.clone())?;
+    let service = definitions.service(&query.service);
+    let refusing = service.map_or(&[][..], |service| &service.refusing);
+    let labels = known_labels(&tables.labels, query)?;
+    let predictions = &*tables.predictions;
     let folder = format!("{}/", model_folder(&query.model));
     let manifest = predictions.manifest()?;
     let wanted = |file: &&SealedFile| {
@@ -86,7 +86,7 @@ fn read_once(
         let threads: Vec<_> = (0..stripes)
             .map(|stripe| {
                 scope.spawn({
-                    let (labels, predictions) = (&labels, &predictions);
+                    let labels = &labels;
                     move || join((predictions, share(stripe)), (query, refusing), labels)
                 })
             })

@@ -19,7 +19,7 @@ impl Admin {
         let store = self.store()?;
         let definitions = store.definitions();
         let sources = definitions.sources.iter().map(|source| &source.name);
-        let views = definitions.views.iter().map(|view| &view.name);
+        let views = definitions.views.iter().map(|view| view.pin());
         let services = definitions.services.iter().map(|service| {
             json!({
                 "service": service.id(),

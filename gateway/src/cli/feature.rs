@@ -1,7 +1,8 @@
 //! `loopgate feature …`: definitions, rows of now and of the past, history in, training rows, skew.
 //!
 //! `check`, `list` and `show` change nothing and need nothing closed. `get` and `stats` ask the gateway that has
-//! the data folder open, if one has; the others open the folder, and are refused while a gateway has it.
+//! the data folder open, if one has, `dataset` then reads what is sealed; the others open the folder, and are
+//! refused while a gateway has it.
 
 mod backfill;
 mod check;
@@ -19,7 +20,6 @@ mod text;
 mod verify;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
@@ -81,8 +81,10 @@ fn store(project: Project) -> Result<FeatureStore> {
 
 /// [`store`], for those who know what to do when another process has it.
 pub(super) fn open(project: Project) -> Result<FeatureStore, OpenError> {
-    let definitions = Arc::new(project.definitions);
-    FeatureStore::open(&project.data, definitions, &StoreOptions::default())
+    let Project {
+        data, definitions, ..
+    } = project;
+    FeatureStore::open(&data, definitions, &StoreOptions::default())
 }
 
 /// What the gateway's admin interface answers.

@@ -26,6 +26,8 @@ pub(super) struct Selected {
     pub view: usize,
     /// Index in `View::features`.
     pub feature: usize,
+    /// Whether the reference named the view's version, which a full name then does too.
+    pinned: bool,
 }
 
 impl<'d> Selection<'d> {
@@ -50,8 +52,10 @@ impl<'d> Selection<'d> {
             let (view, feature) = reference
                 .split_once(':')
                 .ok_or_else(|| FeastError::Reference(shown(reference)))?;
+            let pinned = pinned(view).is_some();
             let view = find_view(definitions, view)?;
             let selected = Selected {
+                pinned,
                 view: selection.place(view),
                 feature: view.feature(feature).ok_or_else(|| FeastError::Feature {
                     view: view.name.to_string(),
@@ -75,12 +79,17 @@ impl<'d> Selection<'d> {
     pub(super) fn names(&self, full: bool) -> impl Iterator<Item = Cow<'d, str>> {
         self.features.iter().map(move |selected| {
             let view = self.views[selected.view];
-            name(&view.name, &view.features[selected.feature].name, full)
+            let called = match selected.pinned {
+                true => Cow::Owned(format!("{}@v{}", view.name, view.version)),
+                false => Cow::Borrowed(&*view.name),
+            };
+            name(&called, &view.features[selected.feature].name, full)
         })
     }
 }
 
-/// A feature's name in an answer: its own, or `view__feature`.
+/// A feature's name in an answer: its own, or `view__feature`, as Feast has it `view@v2__feature` of a
+/// view whose version was asked for.
 pub(super) fn name<'n>(view: &str, feature: &'n str, full: bool) -> Cow<'n, str> {
     match full {
         false => Cow::Borrowed(feature),
@@ -106,11 +115,13 @@ pub(super) fn find_view<'d>(
     reference: &str,
 ) -> Result<&'d Arc<View>, FeastError> {
     let unknown = || FeastError::View(shown(reference));
-    let (name, version) = reference.split_once('@').unwrap_or((reference, "latest"));
+    let name = reference
+        .split_once('@')
+        .map_or(reference, |(name, _)| name);
     let newest = definitions.view(name).ok_or_else(unknown)?;
-    if version.is_empty() || version.eq_ignore_ascii_case("latest") {
+    let Some(version) = pinned(reference) else {
         return Ok(newest);
-    }
+    };
     let number = version.strip_prefix(['v', 'V']).ok_or_else(unknown)?;
     let version: u32 = number.parse().map_err(|_| unknown())?;
     let pinned = definitions.view(&format!("{name}@{version}"));
@@ -118,6 +129,13 @@ pub(super) fn find_view<'d>(
         view: name.to_owned(),
         version,
     })
+}
+
+/// The version that a reference to a view names; `None` where it is the newest.
+fn pinned(reference: &str) -> Option<&str> {
+    let (_, version) = reference.split_once('@')?;
+    let newest = version.is_empty() || version.eq_ignore_ascii_case("latest");
+    (!newest).then_some(version)
 }
 
 #[cfg(test)]
@@ -175,8 +193,10 @@ features = [{ last = "y" }]
             select(&["a@latest:last_y", "a@v1:last_x"], false),
             Ok((names, 1))
         );
-        let full = ["a__last_x", "b__last_x"].map(str::to_owned).to_vec();
-        assert_eq!(select(&["a:last_x", "b@V1:last_x"], true), Ok((full, 2)));
+        let full = ["a__last_x", "b__last_y", "b@v2__last_y", "b@v1__last_x"];
+        let full = full.map(str::to_owned).to_vec();
+        let asked = ["a:last_x", "b@latest:last_y", "b@v2:last_y", "b@V1:last_x"];
+        assert_eq!(select(&asked, true), Ok((full, 3)));
     }
 
     #[test]

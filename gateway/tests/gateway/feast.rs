@@ -204,7 +204,7 @@ fn full_names_keys_of_several_fields_and_views_without_keys() {
             "driver_id",
             "rider",
             "pairs__count_1d",
-            "all_trips__count_1d"
+            "all_trips@v1__count_1d"
         ])
     );
     let values: Vec<_> = (0..4)

@@ -1,5 +1,11 @@
 //! `loopgate feature …` through the real binary, with and without a gateway beside it.
 
+use std::sync::Arc;
+
+use featurestore::{
+    Definitions, FeatureStore, PredictionKey, PredictionRecord, Role, StoreOptions,
+    Value as FieldValue,
+};
 use serde_json::{Value, json};
 
 use crate::onnx::affine;
@@ -69,10 +75,10 @@ service score@1
   request  user string, base float
   └─ view user_clicks@1  by user, from clicks
 
-     feature                    from     of                         where missing  clip
-  0  base                       request  base                       nan
-  1  user_clicks:count_7d       view     user_clicks:count_7d       0
-  2  user_clicks:sum_amount_7d  view     user_clicks:sum_amount_7d  0
+     feature                    from     of                           where missing  clip
+  0  base                       request  base                         nan
+  1  user_clicks:count_7d       view     user_clicks@1:count_7d       0
+  2  user_clicks:sum_amount_7d  view     user_clicks@1:sum_amount_7d  0
 ";
     assert_eq!(drawn, expected);
     let shown = json_of(&project, &["feature", "show", "score", "--json"]);
@@ -256,6 +262,85 @@ fn every_night_recomputes_what_was_served_and_tells_what_it_found() {
     let admin = gateway.admin.to_string();
     let stats = json_of(&project, &["feature", "stats", "--admin", &admin]);
     assert_eq!(stats["verification"]["bound"]["rows_checked"], 12);
+    gateway.drain();
+}
+
+/// A row that no gateway served: of 7 clicks where there is one at most.
+fn plant(project: &Project, at_ms: i64) {
+    let definitions = Definitions::load(&project.path().join("features.toml")).unwrap();
+    let (data, options) = (project.path().join("data"), StoreOptions::default());
+    let store = FeatureStore::open(&data, Arc::new(definitions), &options).unwrap();
+    let service = store.definitions().service("score").unwrap();
+    let request = vec![FieldValue::String("u1".into()), FieldValue::Float(0.5)];
+    let rows = store.read_rows(service, std::slice::from_ref(&request), at_ms);
+    let mut row = rows.unwrap().remove(0);
+    row.values[1] = 7.0;
+    let record = PredictionRecord {
+        prediction: PredictionKey {
+            id: uuid::Uuid::now_v7(),
+            row: 0,
+        },
+        request_id: None,
+        model: "bound".into(),
+        version: 1,
+        role: Role::Champion,
+        at_ms,
+        service: Some(service.id().into()),
+        request: request.into(),
+        features: Some(Arc::new(row)),
+        score: 0.5,
+        fallback_reason: None,
+    };
+    store.record(&[record]).unwrap();
+    store.flush().unwrap();
+}
+
+#[test]
+fn a_row_that_differs_stops_training_until_a_night_finds_none() {
+    let project =
+        Project::new("[clock]\nmode = \"replay\"\n[trainer]\nprogram = \"no-such-trainer\"");
+    let model = "service = \"score\"\n[trigger]\nschedule = \"1h\"\ncooldown = \"1h\"";
+    project.write("models/bound.toml", model.as_bytes());
+    project.register("bound", &affine(&[1.0, 1.0, 1.0], 0.0));
+    plant(&project, 2 * DAY_MS);
+    let gateway = project.serve();
+    let mut operator = Operator::of(&gateway);
+    operator.until("/v1/models/bound", |model| model["ready"] == true);
+    let mut morning = |day: i64| {
+        operator.until("/v1/loop", |view| {
+            view["busy"] == false && view["verifying"] == false
+        });
+        let clock = json!({"now_ms": day * DAY_MS + 6 * 3_600_000});
+        let moved = operator.post("/v1/clock", &clock);
+        assert_eq!(moved.status, 200, "{}", moved.text());
+        operator.until("/v1/loop", |view| {
+            view["busy"] == false && view["verifying"] == false
+        })
+    };
+    // The first morning makes the nights due, the next orders one, and what it found is judged by the
+    // third. Until then the schedule trains each day.
+    let trainings = |view: &Value| view["models"]["bound"]["trainings"].as_u64().unwrap();
+    morning(1);
+    let view = morning(2);
+    assert_eq!(view["verification"]["bound"]["mismatches"], 1, "{view}");
+    let before = trainings(&view);
+    assert!(before > 0, "{view}");
+    let view = morning(3);
+    let found = |view: &Value| view["models"]["bound"]["verdict"].clone();
+    assert_eq!(found(&view), "data_fault", "{view}");
+    let reason = view["models"]["bound"]["reason"].as_str().unwrap();
+    assert!(
+        reason.contains("`user_clicks:count_7d` was served otherwise"),
+        "{reason}"
+    );
+    assert_eq!(trainings(&view), before, "{view}");
+    // The night of that morning found none.
+    let view = morning(4);
+    assert_ne!(found(&view), "data_fault", "{view}");
+    assert_eq!(trainings(&view), before + 1, "the schedule goes on: {view}");
+    let admin = gateway.admin.to_string();
+    let stats = json_of(&project, &["feature", "stats", "--admin", &admin]);
+    assert_eq!(stats["verification"]["bound"]["mismatches"], 1);
     gateway.drain();
 }
 

@@ -7,7 +7,7 @@ mod world;
 use std::process::{Command, Stdio};
 
 use monitor::trigger::TriggerCause;
-use monitor::{LoopState, LoopStatus, ModelLoop, OperatorRequest, Verdict};
+use monitor::{LoopState, LoopStatus, ModelLoop, OperatorRequest, Skew, Verdict};
 use registry::{RunStatus, Version};
 
 use world::{START_MS, Traffic, World, dead_pid};
@@ -144,6 +144,28 @@ async fn a_data_fault_alarms_and_never_trains() {
         kinds.contains(&"missing") && kinds.contains(&"unknown_category"),
         "{kinds:?}"
     );
+}
+
+#[tokio::test]
+async fn rows_served_otherwise_than_the_log_has_them_train_nothing_until_a_night_finds_none() {
+    let mut world = World::new().await;
+    let mut model_loop = world.start_loop().await;
+    world.tick(&mut model_loop).await;
+    world.skew = Some(Skew {
+        rows: 1000,
+        features: [("x".to_owned(), 1)].into(),
+    });
+    for _ in 0..6 {
+        let status = world.day(&mut model_loop, 1, Traffic::Decayed).await;
+        assert_eq!(status.verdict, Verdict::DataFault, "{}", status.reason);
+        assert_eq!(status.state, LoopState::Watching);
+    }
+    let verdict = world.newest("verdict").await;
+    assert_eq!(verdict.evidence["faults"][0]["kind"], "skew");
+    assert!(world.decisions("trigger").await.is_empty());
+    world.skew = None;
+    until_training(&mut world, &mut model_loop, 1).await;
+    assert_eq!(world.newest("trigger").await.outcome, "decay");
 }
 
 #[tokio::test]

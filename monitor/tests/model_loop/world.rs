@@ -18,7 +18,9 @@ use featurestore::{
     StoreOptions, Value,
 };
 use monitor::policy::{Confirm, Span};
-use monitor::{Counters, LoopStatus, ModelLoop, ModelLoopConfig, OperatorRequest, Policy, Tick};
+use monitor::{
+    Counters, LoopStatus, ModelLoop, ModelLoopConfig, OperatorRequest, Policy, Skew, Tick,
+};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use registry::{
@@ -63,6 +65,8 @@ pub(crate) struct World {
     pub(crate) loaded: BTreeSet<Version>,
     pub(crate) refused: BTreeMap<Version, String>,
     pub(crate) now_ms: i64,
+    /// What the last night found.
+    pub(crate) skew: Option<Skew>,
     dir: TempDir,
     random: StdRng,
 }
@@ -109,6 +113,7 @@ impl World {
             loaded: BTreeSet::new(),
             refused: BTreeMap::new(),
             now_ms: START_MS,
+            skew: None,
             dir,
             random: StdRng::seed_from_u64(SEED),
         };
@@ -167,7 +172,7 @@ impl World {
             store: &self.store,
             loaded: &self.loaded,
             refused: &self.refused,
-            skew: None,
+            skew: self.skew.as_ref(),
             requested,
         };
         model_loop.tick(tick).await.unwrap()

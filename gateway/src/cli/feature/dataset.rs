@@ -1,10 +1,13 @@
 //! `loopgate feature dataset`: training rows as a Parquet file that is named by its content.
+//!
+//! Beside a gateway it reads what is sealed: all up to the last hour, or the last training.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
-use featurestore::{RowsFrom, TrainingQuery};
+use featurestore::{OpenError, RowsFrom, TrainingQuery, sealed_dataset};
 use registry::ModelName;
 
 use super::super::{ProjectArgs, print_json};
@@ -60,5 +63,15 @@ pub(super) fn run(args: &DatasetArgs) -> Result<()> {
         Features::Served => RowsFrom::Served,
         Features::Recomputed => RowsFrom::Recomputed,
     };
-    print_json(&super::store(project)?.dataset(&query, features, &args.out)?)
+    let (data, out) = (project.data.clone(), args.out.as_path());
+    let definitions = Arc::clone(&project.definitions);
+    let dataset = match super::open(project) {
+        Ok(store) => store.dataset(&query, features, out)?,
+        Err(OpenError::Held { holder, .. }) => {
+            eprintln!("{holder} has the data folder open: these are the rows that it has sealed");
+            sealed_dataset(&data, &definitions, (&query, features), out)?
+        }
+        Err(error) => return Err(error.into()),
+    };
+    print_json(&dataset)
 }

@@ -209,7 +209,7 @@ fn described(service: &Service, column: &ServiceFeature) -> DescribedColumn {
     let field = |index: usize| service.request[index].name.to_string();
     let feature = |at: &InView| {
         let view = &service.needed_views()[at.view];
-        format!("{}:{}", view.name, view.features[at.feature].name)
+        format!("{}:{}", view.pin(), view.features[at.feature].name)
     };
     let (from, of, dictionary) = match &column.origin {
         FeatureOrigin::Request { field: index } => ("request", field(*index), None),

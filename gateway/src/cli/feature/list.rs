@@ -17,7 +17,7 @@ pub(crate) struct ListArgs {
 }
 
 pub(super) fn run(args: &ListArgs) -> Result<()> {
-    let described = Described::from(&args.project.open()?.definitions);
+    let described = Described::from(&*args.project.open()?.definitions);
     if args.json {
         return print_json(&described);
     }
