@@ -41,7 +41,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         file: questions.into(),
     };
     let (began, cpu) = (Instant::now(), cpu_s());
-    let done = store.backfill(&request)?;
+    let done = store.backfill(&request, &mut |_| {})?;
     report("backfill", done.rows, (began, cpu));
     let query = TrainingQuery {
         model: service.clone(),

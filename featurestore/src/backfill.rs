@@ -39,7 +39,7 @@ pub struct Imported {
     pub late: u64,
 }
 
-/// How far an import is; what is counted is on disk.
+/// How far an import or a backfill is. What an import has counted is on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
     /// Rows, of all files.

@@ -416,9 +416,13 @@ impl FeatureStore {
     }
 
     /// Recomputes historical rows point in time and writes them, with their labels, into the offline
-    /// store. Running it again on the same file replaces its rows.
-    pub fn backfill(&self, request: &BackfillRequest) -> Result<Backfilled, HistoryError> {
-        crate::backfill::recompute::backfill(&self.inner.shared, request)
+    /// store. Running it again on the same file replaces its rows. `on_progress` is called now and then.
+    pub fn backfill(
+        &self,
+        request: &BackfillRequest,
+        on_progress: &mut dyn FnMut(Progress),
+    ) -> Result<Backfilled, HistoryError> {
+        crate::backfill::recompute::backfill(&self.inner.shared, request, on_progress)
     }
 
     /// Training rows with features as served or computed anew, written into `folder` under a name made of

@@ -373,7 +373,12 @@ fn project(folder: PathBuf, file: &GatewayFile) -> Result<ProjectConfig, ConfigE
         path: models_folder.clone(),
         problem,
     };
-    for entry in std::fs::read_dir(&models_folder).map_err(unreadable)? {
+    let entries = match std::fs::read_dir(&models_folder) {
+        // Features by themselves are a project, too.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        entries => Some(entries.map_err(unreadable)?),
+    };
+    for entry in entries.into_iter().flatten() {
         let path = entry.map_err(unreadable)?.path();
         if path
             .extension()

@@ -60,6 +60,9 @@ pub(crate) struct RowTold {
     /// 0 where no event was seen.
     pub event_times_ms: Vec<i64>,
     pub as_of_seq: u64,
+    /// Why no model may answer from the row, where that is so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
 }
 
 /// A question that cannot be asked.
@@ -191,7 +194,8 @@ impl RowsAsked {
                 };
                 let names = service.feature_names().map(str::to_owned).collect();
                 let id = service.id().to_owned();
-                (Some(id), None, names, rows.iter().map(of_service).collect())
+                let rows = rows.iter().map(|row| of_service(service, row)).collect();
+                (Some(id), None, names, rows)
             }
             Target::View(view) => {
                 let columns = self.key_columns(view);
@@ -227,8 +231,10 @@ impl RowsAsked {
     }
 }
 
-fn of_service(row: &FeatureRow) -> RowTold {
+fn of_service(service: &Service, row: &FeatureRow) -> RowTold {
+    let refused = service.check_row(row).err();
     RowTold {
+        refused: refused.map(|refused| refused.to_string()),
         values: row.values.iter().map(|value| json!(value)).collect(),
         statuses: row.statuses.iter().map(|it| it.as_str().into()).collect(),
         event_times_ms: row.event_times_ms.clone(),
@@ -244,6 +250,7 @@ fn of_view(view: &View, rows: &ViewRows, at_ms: i64) -> Vec<RowTold> {
             statuses: Vec::with_capacity(view.features.len()),
             event_times_ms: Vec::with_capacity(view.features.len()),
             as_of_seq: rows.as_of_seq,
+            refused: None,
         };
         for index in 0..view.features.len() {
             let (value, status, event_ms) = readings.value(slot, index);

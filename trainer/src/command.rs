@@ -170,9 +170,14 @@ fn check(project: &Path) -> Result<String> {
     let mut said = format!("data: {}", data.display());
     let definitions = Definitions::load(&project.join("features.toml"))?;
     let folder = project.join("models");
-    let entries =
-        std::fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?;
+    let entries = match std::fs::read_dir(&folder) {
+        // Features by themselves are a project, too.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        entries => Some(entries.with_context(|| format!("cannot read {}", folder.display()))?),
+    };
     let mut models: Vec<String> = entries
+        .into_iter()
+        .flatten()
         .filter_map(|entry| {
             entry
                 .ok()?

@@ -127,7 +127,7 @@ impl Project {
             service: service.to_owned(),
             file,
         };
-        store.backfill(&request).unwrap();
+        store.backfill(&request, &mut |_| {}).unwrap();
     }
 
     fn command(&self, model: &str, as_of_hour: i64) -> Command {

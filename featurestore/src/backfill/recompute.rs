@@ -7,7 +7,7 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use super::table::{file_error, read_rows, row_error};
-use super::{BackfillRequest, Backfilled, HistoryError};
+use super::{BackfillRequest, Backfilled, HistoryError, Progress};
 use crate::join::PointInTime;
 use crate::labels::StoredLabel;
 use crate::log::{ByArrival, by_arrival};
@@ -29,6 +29,7 @@ const BATCH_ROWS: usize = 2048;
 pub(crate) fn backfill(
     shared: &Shared,
     request: &BackfillRequest,
+    on_progress: &mut dyn FnMut(Progress),
 ) -> Result<Backfilled, HistoryError> {
     let service = shared.definitions.service(&request.service);
     let service = service.ok_or_else(|| HistoryError::Undefined {
@@ -52,7 +53,19 @@ pub(crate) fn backfill(
         output: Output::new(shared, request, service)?,
     };
     let fields = fields(service);
-    read_rows(path, &fields, &mut |at, values| pass.row(at.row, values))?;
+    let bytes_total = std::fs::metadata(path).map_err(|error| file_error(path, &error))?;
+    let bytes_total = bytes_total.len();
+    read_rows(path, &fields, &mut |at, values| {
+        if at.row % BATCH_ROWS == 0 {
+            let (rows, bytes) = (at.row as u64, at.bytes);
+            on_progress(Progress {
+                rows,
+                bytes,
+                bytes_total,
+            });
+        }
+        pass.row(at.row, values)
+    })?;
     pass.output.finish(path)
 }
 

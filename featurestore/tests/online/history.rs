@@ -109,7 +109,7 @@ fn backfilled_rows_equal_the_rows_that_were_served() {
     let again = store.import_events(&weather, &mut |_| {}).unwrap();
     assert_eq!((again.accepted, again.duplicates), (0, again.rows));
     let request = backfill_request(&path("requests.jsonl"));
-    let done = store.backfill(&request).unwrap();
+    let done = store.backfill(&request, &mut |_| {}).unwrap();
     assert_eq!((done.rows, done.labels), (400, 320));
 
     let query = TrainingQuery {
@@ -129,7 +129,7 @@ fn backfilled_rows_equal_the_rows_that_were_served() {
         assert_eq!(found.predicted_ms[index], rows[id].at_ms);
     }
     // Again, and from a file with more rows: nothing is doubled.
-    store.backfill(&request).unwrap();
+    store.backfill(&request, &mut |_| {}).unwrap();
     let text = std::fs::read_to_string(path("requests.jsonl")).unwrap();
     let last = text
         .lines()
@@ -138,7 +138,7 @@ fn backfilled_rows_equal_the_rows_that_were_served() {
         .replace("request 399", "request 400");
     std::fs::write(path("more.jsonl"), format!("{text}{last}\n")).unwrap();
     store
-        .backfill(&backfill_request(&path("more.jsonl")))
+        .backfill(&backfill_request(&path("more.jsonl")), &mut |_| {})
         .unwrap();
     assert_eq!(training_rows(history.path(), &query).unwrap().rows(), 321);
 }

@@ -150,7 +150,7 @@ fn compare(traffic: &mut Traffic, stores: [&FeatureStore; 2]) {
             service: "delay".to_owned(),
             file: questions.path().to_owned(),
         };
-        assert_eq!(store.backfill(&request).unwrap().rows, 40);
+        assert_eq!(store.backfill(&request, &mut |_| {}).unwrap().rows, 40);
         training_rows(store.data_dir(), &query("past")).unwrap()
     });
     assert_eq!(sets[0].rows(), 40);

@@ -21,7 +21,7 @@ mod verify;
 
 use std::net::SocketAddr;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Subcommand;
 use featurestore::{FeatureStore, OpenError, StoreOptions};
 use registry::ModelName;
@@ -44,7 +44,7 @@ pub(crate) enum FeatureCommand {
     Show(show::ShowArgs),
     /// Print a row with statuses, event times and ages, now or at a past moment
     Get(get::GetArgs),
-    /// Import events of the past from files, Parquet or JSON lines, sorted by time
+    /// Import events of the past from files, Parquet, CSV or JSON lines, sorted by time
     Import(import::ImportArgs),
     /// Write events of a source, or rows that a model was served, into a file
     Export(export::ExportArgs),
@@ -76,7 +76,12 @@ pub(super) fn run(command: FeatureCommand) -> Result<()> {
 
 /// The project's store, for this process alone.
 fn store(project: Project) -> Result<FeatureStore> {
-    Ok(open(project)?)
+    open(project).map_err(|error| match error {
+        held @ OpenError::Held { .. } => {
+            anyhow!("{held}: this command needs the folder to itself, so stop that process first")
+        }
+        error => error.into(),
+    })
 }
 
 /// [`store`], for those who know what to do when another process has it.
@@ -100,6 +105,13 @@ pub(super) async fn ask(
         bail!("the gateway on {address} refused: {problem}");
     }
     Ok(body)
+}
+
+/// Refuses times between which nothing can be.
+fn check_times(from_ms: i64, to_ms: i64) -> Result<()> {
+    let (from, to) = (text::time(from_ms), text::time(to_ms));
+    ensure!(from_ms < to_ms, "`--from` {from} is not before `--to` {to}");
+    Ok(())
 }
 
 /// The feature service of a model.

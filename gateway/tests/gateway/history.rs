@@ -34,7 +34,7 @@ request = { user = "string", base = "float" }
 features = [
   { request = "base" },
   { view = "user", features = ["count_6h", "count_7d", "sum_amount_6h", "rate_paid_7d", "distinct_page_7d"] },
-  { view = "user", features = ["last_page"], dictionary = ["a,b", "\"c\"", "ä\nö"] },
+  { view = "user", features = ["last_page"], dictionary = ["a,b", "\"c\"", "ä\nö"], missing = "refuse" },
 ]
 "#;
 const USERS: [&str; 3] = ["Zoë, \"Z\"", " u 2 ", "用户"];
@@ -104,7 +104,8 @@ fn dataset(project: &Project, features: &str) -> (String, String) {
         &out,
     ];
     let told: Value = serde_json::from_str(&project.done(&arguments)).unwrap();
-    assert_eq!(told["about"]["rows"], 100, "{told}");
+    let [rows, refused] = [&told["about"]["rows"], &told["refused"]].map(|it| it.as_u64().unwrap());
+    assert!(rows > 0 && refused > 0 && rows + refused == 100, "{told}");
     let file = told["file"].as_str().unwrap();
     assert!(Path::new(file).is_file(), "{file}");
     let text = |value: &Value| value.as_str().unwrap().to_owned();
@@ -153,6 +154,38 @@ fn exported_events_imported_elsewhere_give_the_same_rows_and_the_same_dataset() 
         let said = second.done(&["feature", "export", "--model", "bound", &path]);
         assert!(said.ends_with(" rows\n"), "{said}");
     }
+}
+
+#[test]
+fn what_cannot_be_is_refused_before_anything_is_read_or_written() {
+    let project = project();
+    let file = project.write("visits.jsonl", visits().as_bytes());
+    let file = file.display();
+    let (known, unknown) = (format!("visits={file}"), format!("visit={file}"));
+    let said = project.fails(&["feature", "import", &known, &unknown]);
+    assert!(said.contains("did you mean `visits`?"), "{said}");
+    let said = project.fails(&["feature", "import", &known, "visits=no-such-file"]);
+    assert!(said.contains("no-such-file"), "{said}");
+    assert!(
+        project
+            .done(&["feature", "stats"])
+            .contains("\"events\": 0")
+    );
+    let times = ["--from", "2000", "--to", "1970-01-01T00:00:01Z"];
+    let dataset = ["feature", "dataset", "--model", "bound"];
+    let export = ["feature", "export", "out.csv", "--source", "visits"];
+    for arguments in [&dataset[..], &export] {
+        let said = project.fails(&[arguments, &times].concat());
+        let reason = "`--from` 1970-01-01T00:00:02Z is not before `--to` 1970-01-01T00:00:01Z";
+        assert!(said.contains(reason), "{said}");
+    }
+    // Nobody has visited yet.
+    let row = project.done(&["feature", "get", "score", "user=u", "base=1"]);
+    let reason = "no model may answer from it: feature `user:last_page` is NOT_FOUND";
+    assert!(row.contains(reason), "{row}");
+    // Features by themselves are a project, too.
+    std::fs::remove_dir_all(project.path().join("models")).unwrap();
+    assert!(project.done(&["feature", "check"]).contains("view user@1"));
 }
 
 #[test]

@@ -8,6 +8,7 @@ use featurestore::BackfillRequest;
 use registry::ModelName;
 
 use super::super::ProjectArgs;
+use super::progress::Shown;
 
 #[derive(Debug, Args)]
 pub(crate) struct BackfillArgs {
@@ -16,7 +17,8 @@ pub(crate) struct BackfillArgs {
     /// The model that the rows are for
     #[arg(long)]
     model: ModelName,
-    /// Request fields, `request_id`, `at`, `label` and `label_known_at`, sorted by `at`
+    /// The service's request fields, `request_id`, `at`, `label` and `label_known_at`, sorted by `at`;
+    /// `.parquet`, `.csv`, or JSON lines of any other ending
     file: PathBuf,
 }
 
@@ -27,7 +29,10 @@ pub(super) fn run(args: &BackfillArgs) -> Result<()> {
         service: super::service_of(&project, &args.model)?,
         file: args.file.clone(),
     };
-    let made = super::store(project)?.backfill(&request)?;
+    let store = super::store(project)?;
+    let mut shown = Shown::new(args.model.as_str());
+    let made = store.backfill(&request, &mut |progress| shown.show(progress))?;
+    drop(shown);
     println!(
         "{}: {} rows, {} with a label, in {} files",
         args.model, made.rows, made.labels, made.files

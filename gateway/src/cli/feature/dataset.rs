@@ -47,6 +47,7 @@ enum Features {
 }
 
 pub(super) fn run(args: &DatasetArgs) -> Result<()> {
+    super::check_times(args.from, args.to)?;
     let project = args.project.open()?;
     let service = match &args.service {
         Some(service) => service.clone(),
@@ -73,5 +74,13 @@ pub(super) fn run(args: &DatasetArgs) -> Result<()> {
         }
         Err(error) => return Err(error.into()),
     };
+    let about = &dataset.about;
+    eprintln!(
+        "{}: {} labelled rows of {}, {} left out that it refuses",
+        dataset.file.display(),
+        about.rows,
+        about.service,
+        dataset.refused
+    );
     print_json(&dataset)
 }

@@ -35,6 +35,9 @@ pub(crate) struct ExportArgs {
 }
 
 pub(super) fn run(args: ExportArgs) -> Result<()> {
+    if let (Some(from_ms), Some(to_ms)) = (args.from, args.to) {
+        super::check_times(from_ms, to_ms)?;
+    }
     let project = args.project.open()?;
     let what = match (args.source, args.model) {
         (Some(source), None) => ExportWhat::Events { source },

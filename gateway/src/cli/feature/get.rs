@@ -146,6 +146,7 @@ fn as_json(told: &RowsTold) -> Value {
             "at_ms": told.at_ms,
             "known_at_ms": told.known_at_ms,
             "as_of_seq": row.as_of_seq,
+            "refused": row.refused,
             "features": features.collect::<Vec<_>>(),
         })
     });
@@ -165,16 +166,20 @@ fn drawn(told: &RowsTold) -> String {
     for row in &told.rows {
         let at = time(told.at_ms);
         text.push_str(&format!(
-            "{name} at {at}, {known}, events to {}\n\n",
+            "{name} at {at}, {known}, up to event {}\n\n",
             row.as_of_seq
         ));
         let head = ["feature", "value", "status", "newest event", "age"];
         let mut rows = vec![head.map(str::to_owned).to_vec()];
         for (index, feature) in told.features.iter().enumerate() {
             let value = row.values.get(index).filter(|value| !value.is_null());
-            let value = value.map_or("-".to_owned(), |value| match value {
-                Value::String(text) => text.clone(),
-                value => value.to_string(),
+            let value = value.map_or("-".to_owned(), |value| match (value, &told.service) {
+                (Value::String(text), _) => text.clone(),
+                // A service's values are of 32 bits: more digits would say nothing.
+                (value, Some(_)) => value
+                    .as_f64()
+                    .map_or_else(|| value.to_string(), |wide| (wide as f32).to_string()),
+                (value, None) => value.to_string(),
             });
             let event_ms = row.event_times_ms.get(index).copied().unwrap_or(0);
             let age = age_ms(told, event_ms);
@@ -187,6 +192,9 @@ fn drawn(told: &RowsTold) -> String {
             ]);
         }
         text.push_str(&table("  ", &rows));
+        if let Some(refused) = &row.refused {
+            text.push_str(&format!("\nno model may answer from it: {refused}\n"));
+        }
     }
     text
 }

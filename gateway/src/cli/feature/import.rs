@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
 use clap::Args;
-use featurestore::ImportRequest;
+use featurestore::{Definitions, ImportRequest, nearest};
 
 use super::super::{ProjectArgs, wall_ms};
 use super::progress::Shown;
@@ -13,7 +13,8 @@ use super::progress::Shown;
 pub(crate) struct ImportArgs {
     #[command(flatten)]
     project: ProjectArgs,
-    /// Files with their sources; each event counts as arrived at its own time
+    /// Files with their sources, `orders=orders.csv`: `.parquet`, `.csv`, or JSON lines of any other ending,
+    /// columns named as the source's fields, rows sorted by time. Each event counts as arrived at its own time
     #[arg(required = true, value_name = "SOURCE=FILE", value_parser = source_file)]
     files: Vec<SourceFile>,
 }
@@ -33,10 +34,12 @@ fn source_file(text: &str) -> Result<SourceFile, String> {
     })
 }
 
-/// Imports source by source. The event log is read in order of arrival, which for history is each
+/// Imports source by source, once every source and file is known to be there. The event log is read in order of arrival, which for history is each
 /// event's own time, so the order of the files does not matter.
 pub(super) fn run(args: ImportArgs) -> Result<()> {
-    let store = super::store(args.project.open()?)?;
+    let project = args.project.open()?;
+    check(&project.definitions, &args.files)?;
+    let store = super::store(project)?;
     let mut requests: Vec<ImportRequest> = Vec::new();
     for SourceFile { source, file } in args.files {
         match requests.iter_mut().find(|request| request.source == source) {
@@ -56,6 +59,22 @@ pub(super) fn run(args: ImportArgs) -> Result<()> {
             "{}: {} rows, {} new, {} known before, {} late for a window",
             request.source, imported.rows, imported.accepted, imported.duplicates, imported.late
         );
+    }
+    Ok(())
+}
+
+fn check(definitions: &Definitions, files: &[SourceFile]) -> Result<()> {
+    for SourceFile { source, file } in files {
+        if definitions.source(source).is_none() {
+            let known = definitions.sources.iter().map(|source| &*source.name);
+            match nearest(source, known) {
+                Some(like) => bail!(
+                    "source `{source}` is not defined in features.toml, did you mean `{like}`?"
+                ),
+                None => bail!("source `{source}` is not defined in features.toml"),
+            }
+        }
+        std::fs::metadata(file).with_context(|| file.display().to_string())?;
     }
     Ok(())
 }

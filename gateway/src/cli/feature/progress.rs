@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 /// How often a line is written where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
-/// Shows the progress of one import.
+/// Shows the progress of one import or backfill.
 pub(super) struct Shown {
     what: String,
     began: Instant,
