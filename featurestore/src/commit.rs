@@ -28,6 +28,7 @@ use self::states::States;
 use crate::definition::Source;
 use crate::event::Event;
 use crate::labels::{Label, LabelsIngested, StoredLabel};
+use crate::online::expiry::Expired;
 use crate::online::keys::Key;
 use crate::online::mark::{Acked, Mark};
 use crate::online::reserve::Reserve;
@@ -64,6 +65,8 @@ pub(crate) enum Job {
     Bulk { bulk: Prepared, done: BulkDone },
     /// Predictions that have been recorded and that pending labels wait for.
     Resolve(Vec<PredictionKey>),
+    /// States of which no read sees all any more.
+    Expire(Expired),
     /// A copy of the database as of the last group; `done` is called with what that one ended at.
     Checkpoint { folder: PathBuf, done: Copied },
 }
@@ -79,6 +82,7 @@ impl Job {
             Self::Labels { labels, .. } => size_of_val(labels.as_slice()),
             Self::Bulk { bulk, .. } => bulk.bytes(),
             Self::Resolve(predictions) => size_of_val(predictions.as_slice()),
+            Self::Expire(expired) => expired.keys.iter().map(|key| key.len()).sum(),
             Self::Checkpoint { .. } => 0,
         }
     }
@@ -88,7 +92,7 @@ impl Job {
             Self::Events { done, .. } => done(Err(error)),
             Self::Labels { done, .. } => done(Err(error)),
             Self::Bulk { done, .. } => done(Err(error)),
-            Self::Resolve(_) => {}
+            Self::Resolve(_) | Self::Expire(_) => {}
             Self::Checkpoint { done, .. } => done(Err(error.to_string())),
         }
     }
@@ -433,6 +437,7 @@ impl Writer {
             },
             Job::Bulk { bulk, done } => self.add_bulk(group, bulk, done)?,
             Job::Resolve(predictions) => self.resolve(group, &predictions)?,
+            Job::Expire(expired) => self.expire_states(group, &expired)?,
             Job::Checkpoint { folder, done } => {
                 let (seq, counters) = *locked(&self.shared.counters);
                 let label_seq = counters.label_seq;

@@ -1,9 +1,12 @@
 //! Every metric of this crate, with unit and help; handles are resolved when a store is opened.
 
+mod database;
+
 use std::sync::Arc;
 
 use metrics::{Counter, Gauge, Unit, counter, describe_counter, describe_gauge, gauge};
 
+pub(crate) use self::database::DatabaseMetrics;
 use crate::definition::{Definitions, Source};
 
 /// Resolved handles of one store.
@@ -30,6 +33,8 @@ pub(crate) struct StoreMetrics {
     pub(crate) full: Gauge,
     pub(crate) states_from_memory: Counter,
     pub(crate) states_from_table: Counter,
+    pub(crate) states_expired: Counter,
+    pub(crate) database: DatabaseMetrics,
 }
 
 impl StoreMetrics {
@@ -61,6 +66,8 @@ impl StoreMetrics {
             full: gauge!("loopgate_store_full"),
             states_from_memory: counter!("loopgate_states_read_total", "from" => "memory"),
             states_from_table: counter!("loopgate_states_read_total", "from" => "table"),
+            states_expired: counter!("loopgate_states_expired_total"),
+            database: DatabaseMetrics::resolve(),
         }
     }
 
@@ -116,6 +123,11 @@ pub fn describe() {
         "loopgate_states_read_total",
         "View states read for serving, by where they were",
     );
+    count(
+        "loopgate_states_expired_total",
+        "View states of which what no read can see any more was let go",
+    );
+    database::describe();
     describe_gauge!(
         "loopgate_labels_pending",
         Unit::Count,

@@ -12,6 +12,7 @@
 mod codec;
 mod decay;
 mod distinct;
+mod expiry;
 mod quantiles;
 mod reading;
 mod squares;
@@ -25,6 +26,7 @@ use crate::event::Event;
 use crate::value::Value;
 
 pub use self::codec::StateError;
+pub(crate) use self::expiry::Expiry;
 pub(crate) use self::reading::Reading;
 
 /// How well a feature value is known. The names are Feast's where it has one.

@@ -17,6 +17,8 @@ mod datasets;
 mod disk;
 #[path = "online/events.rs"]
 mod events;
+#[path = "online/expiry.rs"]
+mod expiry;
 #[path = "online/export.rs"]
 mod export;
 #[path = "online/flights.rs"]

@@ -146,18 +146,25 @@ impl Writer {
     fn write_bulk(&mut self, bulk: &Prepared) -> Result<Ingested, ReadError> {
         let shared = Arc::clone(&self.shared);
         let tables = &shared.tables;
-        let known = self.seen.known(tables, bulk)?;
+        let mut known = self.seen.known(tables, bulk)?;
         let mut ingested = Ingested {
             duplicates: known.iter().map(|&known| u64::from(known)).sum(),
             ..Ingested::default()
         };
         let first_seq = self.last_seq + 1;
+        let life = tables.lives().of(&bulk.source);
         let mut folds = Folds::new(&shared.definitions.views, &bulk.source);
         let mut seqs = vec![0; bulk.events.len()];
         for (index, event) in bulk.events.iter().enumerate() {
             if known[index] {
                 continue;
             }
+            if life.is_some_and(|life| life.may_have_forgotten(event.event_ms)) {
+                known[index] = true;
+                ingested.late += 1;
+                continue;
+            }
+            tables.lives().saw_event(event.event_ms);
             self.last_seq += 1;
             seqs[index] = self.last_seq;
             ingested.accepted += 1;

@@ -6,6 +6,7 @@ use super::{Arrival, Group, Writer};
 use crate::event::Event;
 use crate::log::encode_entry;
 use crate::online::keys::{Column, Key};
+use crate::online::lives::put_dedupe_key;
 use crate::online::{Ingested, ReadError};
 use crate::window::Folded;
 
@@ -31,19 +32,30 @@ impl Writer {
                 ingested.duplicates += 1;
                 continue;
             }
-            let schema = shared.schemas.id_of(&event.source).ok_or_else(|| {
-                ReadError::Damaged(format!("source `{}` is not defined", event.source.name))
-            })?;
             let arrived_ms = match arrival {
                 Arrival::At(ms) => ms,
                 Arrival::EventTime => event.event_ms,
             };
+            let life = tables.lives().of(&event.source);
+            let too_late = event.is_too_late(arrived_ms);
+            if !too_late && life.is_some_and(|life| life.may_have_forgotten(event.event_ms)) {
+                ingested.late += 1;
+                group.late.push(Arc::clone(&event.source));
+                continue;
+            }
+            let schema = shared.schemas.id_of(&event.source).ok_or_else(|| {
+                ReadError::Damaged(format!("source `{}` is not defined", event.source.name))
+            })?;
             self.last_seq += 1;
             let seq = self.last_seq;
             entry.clear();
             encode_entry(schema, event, arrived_ms, &mut entry);
             tables.put(&mut group.batch, Key::Event(seq), &entry);
-            tables.put(&mut group.batch, Key::Dedupe(&key), &seq.to_le_bytes());
+            // An import may bring its events again at any time, and a late one comes late again.
+            let life = life.filter(|_| !too_late && matches!(arrival, Arrival::At(_)));
+            let identified = (&*key, seq, event.event_ms);
+            put_dedupe_key((tables, &mut group.batch), identified, life)
+                .map_err(ReadError::database)?;
             group.events.insert(key);
             ingested.accepted += 1;
             if self.states.fold(tables, event, seq, arrived_ms)? == Folded::TooLate {

@@ -9,9 +9,11 @@ use std::sync::Arc;
 
 use rocksdb::WriteBatch;
 
+use super::{Group, Writer};
 use crate::definition::{View, ViewKey};
 use crate::event::Event;
 use crate::online::ReadError;
+use crate::online::expiry::{Expired, expiry};
 use crate::online::keys::Key;
 use crate::online::tables::Tables;
 use crate::window::{Folded, ViewState};
@@ -146,6 +148,34 @@ impl States {
             self.young.insert(key.clone(), held);
         }
         Ok(self.young.get_mut(key).expect("just put there"))
+    }
+}
+
+impl Writer {
+    /// Adds what is left of states to the group. A state that the group changes too is put whole, behind
+    /// that.
+    pub(super) fn expire_states(
+        &mut self,
+        group: &mut Group,
+        expired: &Expired,
+    ) -> Result<(), ReadError> {
+        let shared = &self.shared;
+        let view = &shared.definitions.views[expired.view];
+        let mut count = 0;
+        if let Some(expiry) = expiry(view, &shared.options) {
+            for key in &expired.keys {
+                let stored = shared.tables.get(Key::State(key));
+                let stored = stored.map_err(ReadError::database)?;
+                let rest = stored.and_then(|bytes| expiry.rest(view, &bytes, expired.from_ms));
+                if let Some(rest) = rest {
+                    shared.tables.put(&mut group.batch, Key::State(key), &rest);
+                    count += 1;
+                }
+            }
+        }
+        // Who asked may have given up.
+        let _ = expired.done.try_send(count);
+        Ok(())
     }
 }
 

@@ -96,6 +96,11 @@ pub(crate) struct Tiling {
 }
 
 impl Tiling {
+    /// How long the tiles held are together, in milliseconds.
+    pub(crate) fn span_ms(self) -> i64 {
+        self.tile_ms * self.held
+    }
+
     /// The number of the tile that holds `at_ms`.
     pub(crate) fn tile_of(self, at_ms: i64) -> i64 {
         at_ms.div_euclid(self.tile_ms)

@@ -61,6 +61,8 @@ pub struct Upkept {
     pub removed_files: u64,
     /// Events dropped from the log, all of them sealed.
     pub pruned_events: u64,
+    /// View states of which what no read can see any more was let go.
+    pub expired_states: u64,
 }
 
 /// Looks after one table.

@@ -16,7 +16,7 @@ pub(crate) enum Column {
     State,
     /// Sequence number → event. Kept until it is sealed and [`crate::log::seal`] prunes it.
     Events,
-    /// Dedupe key of an event → its sequence number. Kept.
+    /// Dedupe key of an event → its sequence number. Kept, or dropped in compaction as [`super::lives`] says.
     Dedupe,
     /// Prediction → the label that stands. Kept; expired with [`Column::PendingLabels`].
     Labels,
@@ -67,7 +67,8 @@ pub(crate) enum Key<'a> {
     State(&'a [u8]),
     /// seq (8 bytes) → [`crate::log`] entry.
     Event(u64),
-    /// [`crate::Event::dedupe_key`] → seq, u64 little endian.
+    /// [`crate::Event::dedupe_key`] → seq, u64 little endian; where the key may be dropped then
+    /// the event's time, i64 little endian.
     Dedupe(&'a [u8]),
     /// uuid (16 bytes), row (4 bytes) → [`crate::labels::StoredLabel`].
     Label(PredictionKey),
@@ -96,11 +97,17 @@ pub(crate) enum Key<'a> {
     Applied(&'a str),
     /// `8` → the last event that was pruned from [`Column::Events`], u64 little endian.
     EventsPruned,
+    /// `10`, name of a source → time of its oldest event whose dedupe key may be dropped, i64 little endian.
+    Forgettable(&'a str),
+    /// `11`, name of a source → dedupe keys of events before that time may be gone, i64 little endian.
+    Forgotten(&'a str),
 }
 
 const SCHEMA: u8 = 2;
 const VIEW: u8 = 3;
 const APPLIED: u8 = 9;
+const FORGETTABLE: u8 = 10;
+const FORGOTTEN: u8 = 11;
 
 impl Key<'_> {
     /// Where it lives.
@@ -121,6 +128,8 @@ impl Key<'_> {
             | Self::NextSegment
             | Self::Applied(_)
             | Self::EventsPruned
+            | Self::Forgettable(_)
+            | Self::Forgotten(_)
             | Self::Bulk => Column::Meta,
         }
     }
@@ -143,6 +152,8 @@ impl Key<'_> {
             Self::Bulk => vec![6],
             Self::Applied(name) => tagged(APPLIED, name.as_bytes()),
             Self::EventsPruned => vec![8],
+            Self::Forgettable(name) => tagged(FORGETTABLE, name.as_bytes()),
+            Self::Forgotten(name) => tagged(FORGOTTEN, name.as_bytes()),
         }
     }
 
@@ -211,6 +222,8 @@ mod tests {
         assert_eq!(Key::number(&Key::LabelEntry(77).to_bytes()), Some(77));
         assert_eq!(Key::Applied("view a@1").to_bytes(), b"\x09view a@1");
         assert_eq!(Key::applied(b"\x09view a@1"), Some("view a@1"));
+        assert_eq!(Key::Forgettable("a").to_bytes(), b"\x0aa");
+        assert_eq!(Key::Forgotten("a").to_bytes(), b"\x0ba");
     }
 
     #[test]

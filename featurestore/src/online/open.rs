@@ -8,6 +8,7 @@ use rocksdb::WriteBatch;
 
 use super::bulk;
 use super::keys::{Column, FORMAT, Key};
+use super::lives::Lives;
 use super::lock::FolderLock;
 use super::mark::{Acked, Mark};
 use super::mend;
@@ -62,6 +63,7 @@ pub(crate) fn open(
         seal_file(&offline.predictions, &file, &metrics)?;
     }
     let schemas = Schemas::load(&tables, &definitions).map_err(read)?;
+    Lives::load(&tables, &definitions).map_err(read)?;
     let events = EventLog {
         tables: Some(&tables),
         schemas: &schemas,

@@ -25,6 +25,8 @@ pub struct StoreOptions {
     pub pending_labels_max: usize,
     /// How long labels can find a prediction, in milliseconds of prediction time.
     pub prediction_ttl_ms: i64,
+    /// Whether latest values are read after their view's TTL too, and so stay on disk.
+    pub keep_expired_values: bool,
     /// How long sealed files and the log behind them are kept.
     pub retention: RetentionOptions,
 }
@@ -66,6 +68,7 @@ impl Default for StoreOptions {
             pending_label_ttl_ms: 7 * DAY_MS,
             pending_labels_max: 1 << 20,
             prediction_ttl_ms: 90 * DAY_MS,
+            keep_expired_values: false,
             retention: RetentionOptions::default(),
         }
     }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::hot::HotStates;
@@ -42,6 +42,8 @@ pub(crate) struct Shared {
     pub(crate) full: AtomicBool,
     pub(crate) spool: Mutex<Spool>,
     pub(crate) sealing: Mutex<()>,
+    /// When states were last looked through for what has expired.
+    pub(crate) looked_ms: AtomicI64,
     predictions: AtomicU64,
     /// Released last, when the database is closed.
     _lock: FolderLock,
@@ -69,6 +71,7 @@ impl Shared {
             full: AtomicBool::new(false),
             spool: Mutex::new(spool),
             sealing: Mutex::new(()),
+            looked_ms: AtomicI64::new(i64::MIN),
             predictions: AtomicU64::new(0),
             _lock: opened.lock,
         }

@@ -6,12 +6,11 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use rocksdb::checkpoint::Checkpoint;
-use rocksdb::compaction_filter::Decision;
-use rocksdb::properties::BACKGROUND_ERRORS;
+use rocksdb::properties::{BACKGROUND_ERRORS, PropName};
+use rocksdb::statistics::{StatsLevel, Ticker};
 use rocksdb::{
     BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB,
     DBCompressionType, DBIterator, DBPinnableSlice, DBRawIterator, Direction, Error, ErrorKind,
@@ -20,16 +19,17 @@ use rocksdb::{
 };
 
 use super::keys::{Column, Key};
+use super::lives::Lives;
 use super::options::TableOptions;
-use crate::predictions::index::Scored;
 
 /// The open database.
 pub(crate) struct Tables {
     db: DB,
+    /// What it was opened with: its tickers are read through them.
+    options: Options,
     cache: Cache,
     sizes: TableOptions,
-    /// Predictions before this time are dropped by compaction.
-    drop_before_ms: Arc<AtomicI64>,
+    lives: Arc<Lives>,
 }
 
 /// A part of a file's filter or index, as the cache holds them.
@@ -43,17 +43,19 @@ impl Tables {
     /// Opens or makes the database in `folder`.
     pub(crate) fn open(folder: &Path, sizes: TableOptions) -> Result<Self, Error> {
         let cache = Cache::new_lru_cache(sizes.block_cache_bytes);
-        let drop_before_ms = Arc::new(AtomicI64::new(i64::MIN));
+        let lives = Arc::new(Lives::default());
         let columns = Column::ALL.map(|column| {
-            let options = column_options(column, (&cache, sizes), &drop_before_ms);
+            let options = column_options(column, (&cache, sizes), &lives);
             ColumnFamilyDescriptor::new(column.name(), options)
         });
-        let db = DB::open_cf_descriptors(&database_options(sizes), folder, columns)?;
+        let options = database_options(sizes);
+        let db = DB::open_cf_descriptors(&options, folder, columns)?;
         Ok(Self {
             db,
+            options,
             cache,
             sizes,
-            drop_before_ms,
+            lives,
         })
     }
 
@@ -61,9 +63,9 @@ impl Tables {
     pub(crate) fn open_to_read(folder: &Path) -> Result<Self, Error> {
         let sizes = TableOptions::default();
         let cache = Cache::new_lru_cache(READER_CACHE_BYTES);
-        let drop_before_ms = Arc::new(AtomicI64::new(i64::MIN));
+        let lives = Arc::new(Lives::default());
         let columns = Column::ALL.map(|column| {
-            let options = column_options(column, (&cache, sizes), &drop_before_ms);
+            let options = column_options(column, (&cache, sizes), &lives);
             ColumnFamilyDescriptor::new(column.name(), options)
         });
         let mut options = database_options(sizes);
@@ -71,9 +73,10 @@ impl Tables {
         let db = DB::open_cf_descriptors_read_only(&options, folder, columns, false)?;
         Ok(Self {
             db,
+            options,
             cache,
             sizes,
-            drop_before_ms,
+            lives,
         })
     }
 
@@ -111,7 +114,7 @@ impl Tables {
     /// Drops a column family with its files, and makes it again, empty.
     pub(crate) fn renew(&mut self, column: Column) -> Result<(), Error> {
         self.db.drop_cf(column.name())?;
-        let options = column_options(column, (&self.cache, self.sizes), &self.drop_before_ms);
+        let options = column_options(column, (&self.cache, self.sizes), &self.lives);
         self.db.create_cf(column.name(), &options)
     }
 
@@ -200,6 +203,14 @@ impl Tables {
         self.db.iterator_cf_opt(column, options, IteratorMode::End)
     }
 
+    /// [`Tables::scan`] from disk and past the cache.
+    pub(crate) fn scan_past_cache(&self, column: Column, start: &[u8]) -> DBIterator<'_> {
+        let mut options = ReadOptions::default();
+        options.fill_cache(false);
+        let mode = IteratorMode::From(start, Direction::Forward);
+        self.db.iterator_cf_opt(self.column(column), options, mode)
+    }
+
     /// The last key of a column family.
     pub(crate) fn last_key(&self, column: Column) -> Result<Option<Box<[u8]>>, Error> {
         let mut last = self.db.iterator_cf(self.column(column), IteratorMode::End);
@@ -255,7 +266,7 @@ impl Tables {
         // No block is read through it.
         let cache = Cache::new_lru_cache(0);
         let sizes = TableOptions::default();
-        column_options(column, (&cache, sizes), &Arc::new(AtomicI64::new(i64::MIN)))
+        column_options(column, (&cache, sizes), &Arc::default())
     }
 
     /// Takes a sorted file into a column family, durably and at once; the file stays where it is.
@@ -265,9 +276,36 @@ impl Tables {
             .ingest_external_file_cf_opts(self.column(column), &options, vec![file])
     }
 
-    /// Lets compaction drop predictions before this time; the limit only rises.
-    pub(crate) fn drop_predictions_before(&self, at_ms: i64) {
-        self.drop_before_ms.fetch_max(at_ms, Ordering::Relaxed);
+    /// What compaction may drop.
+    pub(crate) fn lives(&self) -> &Lives {
+        &self.lives
+    }
+
+    /// What RocksDB has counted since it was opened.
+    pub(crate) fn ticker(&self, ticker: Ticker) -> u64 {
+        self.options.get_ticker_count(ticker)
+    }
+
+    /// A number that RocksDB knows of a column family, as a gauge has it; 0 where it does not know.
+    pub(crate) fn property(&self, column: Column, name: &PropName) -> f64 {
+        let found = self.db.property_int_value_cf(self.column(column), name);
+        found.ok().flatten().unwrap_or(0) as f64
+    }
+
+    /// Bytes of the block cache in use, and those of them that cannot go.
+    pub(crate) fn cache_bytes(&self) -> (usize, usize) {
+        (self.cache.get_usage(), self.cache.get_pinned_usage())
+    }
+
+    /// Rewrites a column family, so that all that may be dropped is.
+    #[cfg(test)]
+    pub(crate) fn compact(&self, column: Column) {
+        let mut options = rocksdb::CompactOptions::default();
+        options.set_bottommost_level_compaction(rocksdb::BottommostLevelCompaction::Force);
+        let everything = (None::<&[u8]>, None::<&[u8]>);
+        let column = self.column(column);
+        self.db
+            .compact_range_cf_opt(column, everything.0, everything.1, &options);
     }
 }
 
@@ -283,13 +321,15 @@ fn database_options(sizes: TableOptions) -> Options {
     options.set_keep_log_file_num(4);
     options.set_max_log_file_size(4 << 20);
     options.set_track_and_verify_wals_in_manifest(true);
+    options.enable_statistics();
+    options.set_statistics_level(StatsLevel::ExceptHistogramOrTimers);
     options
 }
 
 fn column_options(
     column: Column,
     (cache, sizes): (&Cache, TableOptions),
-    drop_before_ms: &Arc<AtomicI64>,
+    lives: &Arc<Lives>,
 ) -> Options {
     let mut table = BlockBasedOptions::default();
     table.set_block_cache(cache);
@@ -307,27 +347,14 @@ fn column_options(
     options.set_write_buffer_size(sizes.write_buffers_bytes / 4);
     options.set_level_compaction_dynamic_level_bytes(true);
     options.set_compression_type(DBCompressionType::Lz4);
-    match column {
-        Column::Dedupe | Column::Labels => {
-            options.set_memtable_prefix_bloom_ratio(0.05);
-            options.set_memtable_whole_key_filtering(true);
-        }
-        Column::PredictionIndex => {
-            options.set_memtable_prefix_bloom_ratio(0.05);
-            options.set_memtable_whole_key_filtering(true);
-            let drop_before_ms = Arc::clone(drop_before_ms);
-            options.set_compaction_filter(
-                "prediction_ttl",
-                move |_, _, value| match Scored::time_of(value) {
-                    Some(at_ms) if at_ms < drop_before_ms.load(Ordering::Relaxed) => {
-                        Decision::Remove
-                    }
-                    _ => Decision::Keep,
-                },
-            );
-        }
-        _ => {}
+    if matches!(
+        column,
+        Column::Dedupe | Column::Labels | Column::PredictionIndex
+    ) {
+        options.set_memtable_prefix_bloom_ratio(0.05);
+        options.set_memtable_whole_key_filtering(true);
     }
+    lives.filter(column, &mut options);
     options.set_block_based_table_factory(&table);
     options
 }

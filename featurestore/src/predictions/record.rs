@@ -60,7 +60,7 @@ fn write_index(shared: &Shared, records: &[PredictionRecord]) -> Result<(), Reco
     shared.tables.write_lazily(batch).map_err(failed)?;
     if let Some(newest_ms) = records.iter().map(|record| record.at_ms).max() {
         let oldest_ms = newest_ms.saturating_sub(shared.options.prediction_ttl_ms);
-        shared.tables.drop_predictions_before(oldest_ms);
+        shared.tables.lives().drop_predictions_before(oldest_ms);
     }
     Ok(())
 }

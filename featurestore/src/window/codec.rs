@@ -20,10 +20,10 @@ use crate::value::{Field, Value, ValueDecodeError};
 use crate::varint;
 
 /// First byte of every state.
-const STATE_VERSION: u8 = 2;
+pub(super) const STATE_VERSION: u8 = 2;
 
 /// The format before.
-const STATE_VERSION_1: u8 = 1;
+pub(super) const STATE_VERSION_1: u8 = 1;
 
 /// No tile counts more rows, so that twelve of them add up without overflow.
 pub(super) const ROWS_MAX: u64 = 1 << 56;
@@ -195,8 +195,7 @@ impl<'a> Masks<'a> {
     ) -> Result<(), StateError> {
         for ((index, tiling), mask) in tilings.enumerate().zip(self.0) {
             let mask = u16::from_le_bytes(*mask);
-            // The newest event lies in the newest tile.
-            if mask & 1 == 0 || mask >> tiling.held != 0 {
+            if mask >> tiling.held != 0 {
                 return Err(impossible("tile mask"));
             }
             let newest = tiling.tile_of(latest.event_ms);
