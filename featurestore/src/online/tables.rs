@@ -27,6 +27,9 @@ pub(crate) struct Tables {
     db: DB,
     /// What it was opened with: its tickers are read through them.
     options: Options,
+    /// Those of column families that were made anew own the filters that compaction calls; the crate keeps
+    /// only those that a database was opened with.
+    renewed: Vec<Options>,
     cache: Cache,
     sizes: TableOptions,
     lives: Arc<Lives>,
@@ -53,6 +56,7 @@ impl Tables {
         Ok(Self {
             db,
             options,
+            renewed: Vec::new(),
             cache,
             sizes,
             lives,
@@ -74,6 +78,7 @@ impl Tables {
         Ok(Self {
             db,
             options,
+            renewed: Vec::new(),
             cache,
             sizes,
             lives,
@@ -115,7 +120,9 @@ impl Tables {
     pub(crate) fn renew(&mut self, column: Column) -> Result<(), Error> {
         self.db.drop_cf(column.name())?;
         let options = column_options(column, (&self.cache, self.sizes), &self.lives);
-        self.db.create_cf(column.name(), &options)
+        self.db.create_cf(column.name(), &options)?;
+        self.renewed.push(options);
+        Ok(())
     }
 
     /// The handle of a column family.
