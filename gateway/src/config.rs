@@ -313,7 +313,11 @@ impl ServeConfig {
                 batch_rows: file.serving.batch_rows_max,
             },
             breaker: file.breaker.rules(),
-            store: file.store.options(file.retention.options()),
+            store: StoreOptions {
+                // Feast reads them whatever their age.
+                keep_expired_values: file.feast.compat,
+                ..file.store.options(file.retention.options())
+            },
             files: args.model,
             engine: args.engine,
             trial: file.prepare.limits(),

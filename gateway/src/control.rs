@@ -43,7 +43,6 @@ use fleet::Fleet;
 use loops::{Loops, Order, Window};
 use nightly::{Nightly, Verified};
 use owner::{Foundation, Owner};
-use sealing::Sealing;
 use shelf::{Shelf, ShelfOptions};
 
 pub(crate) use last_good::NAME as LAST_GOOD;
@@ -274,7 +273,12 @@ impl Controlled {
             serving,
             admin,
         } = self;
-        tokio::join!(serving.serve(), owner.run(&admin, jobs, &stop));
+        let core = Arc::clone(&admin.core);
+        tokio::join!(
+            serving.serve(),
+            owner.run(&admin, jobs, &stop),
+            sealing::look_after(core.store.as_ref(), &core.clock, sealing::SEAL, &stop),
+        );
         if let Some(registry) = admin.registry.get() {
             registry.close().await;
         }
@@ -323,7 +327,6 @@ struct Control {
     /// Something was published, or asked for, that the loops have not seen yet.
     fresh: bool,
     ticked: Option<Instant>,
-    sealing: Sealing,
     nightly: Nightly,
 }
 
@@ -371,7 +374,6 @@ impl Control {
         }
         if !replay {
             let now_ms = self.core.clock.now_ms();
-            self.sealing.look(self.loops.store(), now_ms);
             self.nightly.look(self.loops.store(), now_ms);
         }
         self.publish_view();

@@ -118,6 +118,9 @@ impl Core {
         if let Some(table) = self.table.held() {
             self.metrics.costs(&table);
         }
+        if let Some(store) = &self.store {
+            store.sample_metrics();
+        }
         self.metrics.render(Sampled {
             in_flight: self.admission.in_flight(),
             recorder_queue: self.recorder.waiting(),

@@ -16,7 +16,6 @@ use super::last_good::LastGood;
 use super::loops::Loops;
 use super::nightly::Nightly;
 use super::registrar::Registrar;
-use super::sealing::Sealing;
 use super::shelf::Shelf;
 use super::{Command, Control, View, start_replayed_clock};
 use crate::admin::Admin;
@@ -92,7 +91,6 @@ impl Foundation {
             view: self.view,
             fresh: true,
             ticked: None,
-            sealing: Sealing::new(),
             nightly,
         };
         Ok((control, registrar))
