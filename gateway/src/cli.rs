@@ -10,6 +10,7 @@ mod key;
 mod model;
 mod run;
 
+use std::io::{ErrorKind, Write as _};
 use std::path::PathBuf;
 use std::process::Command as Process;
 use std::sync::Arc;
@@ -192,6 +193,13 @@ fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
 
 /// Prints a value as indented JSON.
 fn print_json(value: &impl serde::Serialize) -> Result<()> {
-    println!("{}", serde_json::to_string_pretty(value)?);
-    Ok(())
+    print(&(serde_json::to_string_pretty(value)? + "\n"))
+}
+
+/// Prints lines. Whoever reads them may have had enough (`| head`), which is no failure.
+fn print(lines: &str) -> Result<()> {
+    match std::io::stdout().write_all(lines.as_bytes()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        written => Ok(written?),
+    }
 }

@@ -9,7 +9,7 @@ use registry::{
     Release, Rollback, Version,
 };
 
-use super::{Project, ProjectArgs, print_json};
+use super::{Project, ProjectArgs, print, print_json};
 use crate::prepare::{Artifact, Blueprint, Golden, LABELS_KEY, Verdicts, prepare, service};
 use crate::repository::lines;
 use crate::table::{Labels, LoadedVersion, Seats};
@@ -153,12 +153,11 @@ async fn list(project: &Project) -> Result<()> {
             .iter()
             .map(|(alias, version)| format!("{alias}=v{version}"))
             .collect();
-        println!(
-            "{}\t{} versions\t{}",
-            summary.model,
-            summary.latest,
+        let (model, latest) = (summary.model, summary.latest);
+        print(&format!(
+            "{model}\t{latest} versions\t{}\n",
             aliases.join(" ")
-        );
+        ))?;
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use registry::{ModelName, RunId};
 use serde_json::Value;
 
 use super::admin_client::Call;
-use super::{ProjectArgs, print_json};
+use super::{ProjectArgs, print, print_json};
 
 /// What to do with runs.
 #[derive(Debug, Subcommand)]
@@ -57,7 +57,8 @@ pub(super) async fn run(command: RunCommand) -> Result<()> {
             let registry = args.project.open()?.registry().await?;
             for run in registry.runs(&args.model, args.limit).await? {
                 let outcome = run.outcome.as_deref().unwrap_or("-");
-                println!("{}\t{}\t{}\t{outcome}", run.id, run.status, run.name);
+                let (id, status, name) = (run.id, run.status, run.name);
+                print(&format!("{id}\t{status}\t{name}\t{outcome}\n"))?;
             }
             Ok(())
         }

@@ -91,6 +91,25 @@ service score@1
 }
 
 #[test]
+fn a_reader_that_has_had_enough_is_no_failure() {
+    let project = Project::new("");
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_loopgate"))
+        .args(["feature", "list", "--project"])
+        .arg(project.path())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success() && complaint.is_empty(),
+        "{complaint}"
+    );
+}
+
+#[test]
 fn a_check_says_what_applying_would_do_and_a_changed_meaning_is_refused() {
     let project = Project::new("");
     let check = |project: &Project| project.done(&["feature", "check"]);

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use featurestore::{Planned, Versioned, plan};
+use featurestore::{Definitions, Planned, Versioned, plan};
 
-use super::super::{Project, ProjectArgs, print_json};
+use super::super::{Project, ProjectArgs, print, print_json};
 
 #[derive(Debug, Args)]
 pub(crate) struct CheckArgs {
@@ -32,25 +32,26 @@ pub(super) fn run(args: &CheckArgs) -> Result<()> {
         let versions = planned.iter().map(|(what, (outcome, _))| (what, outcome));
         print_json(&versions.collect::<BTreeMap<_, _>>())?;
     } else {
-        let definitions = &project.definitions;
-        for source in &definitions.sources {
-            println!("source {}: {} fields", source.name, source.fields.len());
-        }
-        for view in &definitions.views {
-            let (outcome, _) = &planned[&format!("view {}", view.pin())];
-            println!(
-                "view {}: {} features, {outcome}",
-                view.pin(),
-                view.features.len()
-            );
-        }
-        for service in &definitions.services {
-            let (outcome, _) = &planned[&format!("service {}", service.id())];
-            let features = service.features.len();
-            println!("service {}: {features} features, {outcome}", service.id());
-        }
+        print(&drawn(&project.definitions, &planned))?;
     }
     refuse_changed(&planned)
+}
+
+fn drawn(definitions: &Definitions, planned: &Told) -> String {
+    let mut text = String::new();
+    for source in &definitions.sources {
+        let fields = source.fields.len();
+        text.push_str(&format!("source {}: {fields} fields\n", source.name));
+    }
+    let views = definitions.views.iter();
+    let views = views.map(|view| (format!("view {}", view.pin()), view.features.len()));
+    let services = definitions.services.iter();
+    let services = services.map(|it| (format!("service {}", it.id()), it.features.len()));
+    for (what, features) in views.chain(services) {
+        let (outcome, _) = &planned[&what];
+        text.push_str(&format!("{what}: {features} features, {outcome}\n"));
+    }
+    text
 }
 
 /// Makes the definitions the folder's: states of new views are folded from the event log. A gateway that

@@ -13,7 +13,7 @@ use hyper::Method;
 use serde_json::{Map, Value, json};
 
 use super::super::admin_client::Call;
-use super::super::{ProjectArgs, block_on, print_json, wall_ms};
+use super::super::{ProjectArgs, block_on, print, print_json, wall_ms};
 use super::text::{span, table, time};
 use crate::lookup::{RowsAsked, RowsTold, Target, Times};
 
@@ -88,8 +88,7 @@ pub(super) fn run(args: &GetArgs) -> Result<()> {
     if args.json {
         return print_json(&as_json(&told));
     }
-    print!("{}", drawn(&told));
-    Ok(())
+    print(&drawn(&told))
 }
 
 /// The fields as JSON of their types; what is no number where one is wanted is left to be refused.

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::Args;
 
-use super::super::{ProjectArgs, print_json};
+use super::super::{ProjectArgs, print, print_json};
 use super::described::{Described, DescribedField};
 use super::text::{span, table};
 
@@ -21,8 +21,7 @@ pub(super) fn run(args: &ListArgs) -> Result<()> {
     if args.json {
         return print_json(&described);
     }
-    print!("{}", drawn(&described));
-    Ok(())
+    print(&drawn(&described))
 }
 
 fn drawn(described: &Described) -> String {

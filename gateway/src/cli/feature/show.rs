@@ -5,7 +5,7 @@ use std::fmt::Write;
 use anyhow::Result;
 use clap::Args;
 
-use super::super::{ProjectArgs, print_json};
+use super::super::{ProjectArgs, print, print_json};
 use super::described::{DescribedColumn, DescribedField, DescribedService, DescribedView};
 use super::text::{span, table};
 use crate::lookup::Target;
@@ -29,7 +29,7 @@ pub(super) fn run(args: &ShowArgs) -> Result<()> {
             if args.json {
                 return print_json(&view);
             }
-            print!("{}", draw_view(&view));
+            print(&draw_view(&view))
         }
         Target::Service(service) => {
             let views = service.needed_views().iter();
@@ -38,10 +38,9 @@ pub(super) fn run(args: &ShowArgs) -> Result<()> {
             if args.json {
                 return print_json(&service);
             }
-            print!("{}", draw_service(&service, &views));
+            print(&draw_service(&service, &views))
         }
     }
-    Ok(())
 }
 
 /// Source, filter, keys, then a branch for each window and one for the newest event.
