@@ -66,7 +66,7 @@ impl KeyTable {
     }
 
     /// The keys with their rows, in no order.
-    pub(crate) fn keys(&self) -> impl Iterator<Item = (&[u8], usize)> {
+    pub(crate) fn keys(&self) -> impl ExactSizeIterator<Item = (&[u8], usize)> {
         self.rows.iter().map(|(key, &row)| (&**key, row))
     }
 }

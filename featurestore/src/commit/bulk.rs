@@ -5,11 +5,12 @@
 //! the rest, folds each touched state once read, and takes the files in (`online::bulk`). What a reader,
 //! a crash or a repetition sees is as with a group of the ordinary kind.
 
-use std::collections::HashMap;
+mod seen;
+
 use std::sync::Arc;
 
-use parquet::bloom_filter::Sbbf;
-
+pub(super) use self::seen::Seen;
+use self::seen::StoredKeys;
 use super::states::stored;
 use super::{Group, Writer};
 use crate::definition::{Source, View, ViewKey};
@@ -154,6 +155,7 @@ impl Writer {
         let first_seq = self.last_seq + 1;
         let life = tables.lives().of(&bulk.source);
         let mut folds = Folds::new(&shared.definitions.views, &bulk.source);
+        folds.begin(tables, &mut self.seen)?;
         let mut seqs = vec![0; bulk.events.len()];
         for (index, event) in bulk.events.iter().enumerate() {
             if known[index] {
@@ -176,6 +178,7 @@ impl Writer {
         self.counters.events += ingested.accepted;
         self.counters.duplicate_events += ingested.duplicates;
         self.counters.late_events += ingested.late;
+        folds.end(&mut self.seen);
         if self.last_seq < first_seq {
             self.write(&mut Group::default())?;
             return Ok(ingested);
@@ -233,6 +236,7 @@ struct Fold {
     table: KeyTable,
     /// Of the states of `table`, in its order.
     changed: Vec<bool>,
+    stored: StoredKeys,
 }
 
 /// Where a state lies: table, row and column.
@@ -250,6 +254,7 @@ impl Folds {
                         key_fields: view.key_fields.clone(),
                         table: KeyTable::default(),
                         changed: Vec::new(),
+                        stored: StoredKeys::Unknown,
                     });
                     tables.last_mut().expect("just put there")
                 }
@@ -259,6 +264,25 @@ impl Folds {
         Self {
             tables,
             key: Vec::new(),
+        }
+    }
+
+    /// Takes over what is known of the states that the database has.
+    fn begin(&mut self, tables: &Tables, seen: &mut Seen) -> Result<(), ReadError> {
+        for fold in &mut self.tables {
+            fold.stored = seen.stored(tables, fold.table.views())?;
+        }
+        Ok(())
+    }
+
+    /// Gives it back, with the keys of this group.
+    fn end(&mut self, seen: &mut Seen) {
+        for fold in &mut self.tables {
+            let keys = fold.table.keys().map(|(key, _)| key);
+            let stored = std::mem::take(&mut fold.stored).and(keys);
+            if let (StoredKeys::Among(filter), Some(view)) = (stored, fold.table.views().first()) {
+                seen.states.insert(view.id, filter);
+            }
         }
     }
 
@@ -329,92 +353,19 @@ impl Fold {
 
     /// Adds the row of a key with the states that are stored.
     fn read_row(&mut self, tables: &Tables, key: &[u8]) -> Result<usize, ReadError> {
-        let read = |view: &Arc<View>| stored(tables, view, &view.key_under(key));
+        let may_be_stored = match &self.stored {
+            StoredKeys::None => false,
+            StoredKeys::Among(filter) => filter.keys.check(key),
+            StoredKeys::Unknown => true,
+        };
+        let read = |view: &Arc<View>| match may_be_stored {
+            true => stored(tables, view, &view.key_under(key)),
+            false => Ok(ViewState::default()),
+        };
         let views = self.table.views().iter();
         let states = views.map(read).collect::<Result<Vec<_>, _>>()?;
         self.changed
             .resize(self.changed.len() + states.len(), false);
         Ok(self.table.add_row(key, states.into_iter()))
-    }
-}
-
-/// What the writer knows of the dedupe keys of the source that is being imported.
-#[derive(Default)]
-pub(super) struct Seen {
-    /// Sources whose every key in the database is in its filter. Small: a source is dropped when other
-    /// events of any source are written.
-    filters: HashMap<Box<str>, Filter>,
-}
-
-/// Keys that may have been seen.
-struct Filter {
-    keys: Sbbf,
-    count: usize,
-}
-
-/// Keys that a filter takes; those of more events are all looked up.
-const FILTER_KEYS_MAX: usize = 1 << 24;
-/// Keys of a lookup.
-const LOOKUP_KEYS: usize = 4096;
-
-impl Seen {
-    /// Events were written past the filters.
-    pub(super) fn forget(&mut self) {
-        self.filters.clear();
-    }
-
-    /// Which of the events are known, in the database or earlier in the group. Remembers the others.
-    fn known(&mut self, tables: &Tables, bulk: &Prepared) -> Result<Vec<bool>, ReadError> {
-        self.begin(tables, &bulk.source)?;
-        let mut known = vec![false; bulk.events.len()];
-        let mut asked = Vec::new();
-        let mut before: Option<u32> = None;
-        let mut filter = self.filters.get_mut(&bulk.source.name);
-        for &index in &bulk.by_key {
-            let key = bulk.key(index);
-            if before.is_some_and(|before| bulk.key(before) == key) {
-                known[index as usize] = true;
-                continue;
-            }
-            before = Some(index);
-            match &mut filter {
-                Some(filter) if !filter.keys.check(key) => {
-                    filter.keys.insert(key);
-                    filter.count += 1;
-                }
-                _ => asked.push(index),
-            }
-        }
-        for asked in asked.chunks(LOOKUP_KEYS) {
-            let keys = asked.iter().map(|&index| bulk.key(index));
-            let found = tables.get_many(Column::Dedupe, keys);
-            let found = found.map_err(ReadError::database)?;
-            for (&index, found) in asked.iter().zip(found) {
-                known[index as usize] = found.is_some();
-            }
-        }
-        if filter.is_some_and(|filter| filter.count > FILTER_KEYS_MAX) {
-            self.filters.remove(&bulk.source.name);
-        }
-        Ok(known)
-    }
-
-    /// Makes the filter of a source that has no event in the database.
-    fn begin(&mut self, tables: &Tables, source: &Source) -> Result<(), ReadError> {
-        if self.filters.contains_key(&source.name) {
-            return Ok(());
-        }
-        let mut prefix = Vec::new();
-        source.put_dedupe_prefix(&mut prefix);
-        let first = tables.scan(Column::Dedupe, &prefix).next().transpose();
-        let first = first.map_err(ReadError::database)?;
-        if first.is_some_and(|(key, _)| key.starts_with(&prefix)) {
-            return Ok(());
-        }
-        // 1.3 bytes a key: about one in a hundred is looked up in vain at the most keys.
-        let keys = Sbbf::new_with_num_of_bytes(FILTER_KEYS_MAX * 5 / 4);
-        self.filters
-            .insert(source.name.clone(), Filter { keys, count: 0 });
-        Ok(())
     }
 }

@@ -237,3 +237,52 @@ fn an_import_killed_at_any_moment_leaves_whole_groups_and_can_be_repeated() {
     assert_eq!(store.stats().events, clean.stats().events);
     assert_same_rows([&store, &clean], 30_000);
 }
+
+#[test]
+fn an_import_of_many_new_keys_finds_those_that_come_again() {
+    const KEYS: usize = 11_000;
+    let folder = tempfile::tempdir().unwrap();
+    let store = open_in_groups(folder.path(), 10_000);
+    let mut traffic = Traffic::new(6);
+    let mut times = std::collections::HashMap::<usize, i64>::new();
+    // Of an aircraft's departures the first one alone is late: the rate says how many it has.
+    let mut departure = |number: usize, key: usize| {
+        let mut event = traffic.departure(START_MS + number as i64 * 100);
+        let seen = times.entry(key).or_default();
+        *seen += 1;
+        event.values[3] = Value::String(format!("T{key}").into());
+        event.values[6] = Value::Bool(*seen == 1);
+        event
+    };
+    let key = |number: usize| number * 7919 % KEYS;
+    let first: Vec<_> = (0..20_000).map(|at| departure(at, key(at))).collect();
+    let live = departure(20_000, KEYS);
+    let second: Vec<_> = (20_001..34_000)
+        .map(|at| departure(at, if at % 100 == 0 { KEYS } else { key(at) }))
+        .collect();
+    let file = folder.path().join("departures.csv");
+    csv(&file, &first);
+    import(&store, &file, &mut |_| {}).unwrap();
+    let arrived_ms = live.event_ms;
+    store
+        .ingest_events_blocking(vec![live], arrived_ms)
+        .unwrap();
+    csv(&file, &second);
+    let imported = import(&store, &file, &mut |_| {}).unwrap();
+    assert_eq!(imported.accepted, 13_999);
+    let view = store.definitions().view("aircraft").unwrap();
+    let tail = |key| Value::String(format!("T{key}").into());
+    let tails: Vec<Value> = (0..=KEYS).map(tail).collect();
+    let asked = [featurestore::ViewKeys {
+        view,
+        columns: vec![&tails],
+    }];
+    let found = store.read_views(&asked, tails.len()).unwrap();
+    let readings = found[0].readings(START_MS + 60 * MINUTE_MS);
+    let rate = view.feature("rate_late_24h").unwrap();
+    for (key, &slot) in found[0].slots().iter().enumerate() {
+        let (value, ..) = readings.value(slot, rate);
+        let expected = 1.0 / times[&key] as f64;
+        assert_eq!(value, Value::Float(expected), "key {key}");
+    }
+}
