@@ -569,3 +569,23 @@ async fn a_damaged_or_lost_baseline_is_made_again() {
     assert_eq!(world.start_loop().await.baseline().unwrap(), first);
     assert!(first.score.rows() > 0, "its own scores are part of it");
 }
+
+#[tokio::test]
+async fn a_version_trained_on_rows_computed_anew_has_the_baseline_of_the_same_rows_served() {
+    let mut world = World::new().await;
+    let mut model_loop = world.start_loop().await;
+    world.tick(&mut model_loop).await;
+    let served = model_loop.baseline().unwrap();
+    world.rows = "recomputed_rows";
+    let second = world.register(None, START_MS).await;
+    world.set("champion", Some(1), Some(second)).await;
+    world.loaded.insert(second);
+    world.tick(&mut model_loop).await;
+    let recomputed = model_loop.baseline().unwrap();
+    assert_eq!(recomputed.version, second);
+    let same_but_for_the_version = monitor::Baseline {
+        version: second,
+        ..monitor::Baseline::clone(&served)
+    };
+    assert_eq!(*recomputed, same_but_for_the_version);
+}

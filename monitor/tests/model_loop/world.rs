@@ -67,6 +67,8 @@ pub(crate) struct World {
     pub(crate) now_ms: i64,
     /// What the last night found.
     pub(crate) skew: Option<Skew>,
+    /// How the rows of the versions that are registered were made.
+    pub(crate) rows: &'static str,
     dir: TempDir,
     random: StdRng,
 }
@@ -114,6 +116,7 @@ impl World {
             refused: BTreeMap::new(),
             now_ms: START_MS,
             skew: None,
+            rows: "served_rows",
             dir,
             random: StdRng::seed_from_u64(SEED),
         };
@@ -285,7 +288,7 @@ impl World {
                 from_ms: START_MS + from * DAY_MS,
                 to_ms: START_MS + to * DAY_MS,
                 role: role.into(),
-                source: serde_json::json!({ "known_by_ms": START_MS }),
+                source: serde_json::json!({ "known_by_ms": START_MS, "kind": self.rows }),
             };
             let dataset = self.registry.log_dataset(&run, &dataset).await.unwrap();
             datasets.push(DatasetUse {
