@@ -4,6 +4,7 @@
 mod admin;
 mod backup;
 mod conformance;
+mod damaged;
 mod database;
 mod dear;
 mod docs_of_faults;
