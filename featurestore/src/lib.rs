@@ -45,8 +45,9 @@ pub use export::{ExportError, ExportRequest, ExportWhat};
 pub use join::PointInTime;
 pub use labels::{Label, LabelsIngested, Outcome, OutcomeCursor};
 pub use offline::{
-    Dataset, DatasetAbout, OfflineError, ReadFile, RetentionOptions, RowsFrom, TableReport,
-    TrainingQuery, TrainingSet, Upkept, check_files, training_rows,
+    Bucket, BucketError, BucketFields, Dataset, DatasetAbout, OfflineError, ReadFile,
+    RetentionOptions, RowsFrom, TableReport, TrainingQuery, TrainingSet, Upkept, check_files,
+    training_rows,
 };
 pub use online::{
     BackedUp, BackupError, Done, FeatureStore, IngestError, Ingested, OpenError, Overloaded,

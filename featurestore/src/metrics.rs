@@ -8,6 +8,7 @@ use metrics::{Counter, Gauge, Unit, counter, describe_counter, describe_gauge, g
 
 pub(crate) use self::database::DatabaseMetrics;
 use crate::definition::{Definitions, Source};
+use crate::offline::place::Health;
 
 /// Resolved handles of one store.
 #[derive(Clone)]
@@ -31,6 +32,8 @@ pub(crate) struct StoreMetrics {
     pub(crate) groups: Counter,
     pub(crate) stopped: Gauge,
     pub(crate) full: Gauge,
+    offline_failures: Counter,
+    offline_away: Gauge,
     pub(crate) states_from_memory: Counter,
     pub(crate) states_from_table: Counter,
     pub(crate) states_expired: Counter,
@@ -64,11 +67,18 @@ impl StoreMetrics {
             groups: counter!("loopgate_store_commits_total"),
             stopped: gauge!("loopgate_store_stopped"),
             full: gauge!("loopgate_store_full"),
+            offline_failures: counter!("loopgate_offline_failures_total"),
+            offline_away: gauge!("loopgate_offline_away"),
             states_from_memory: counter!("loopgate_states_read_total", "from" => "memory"),
             states_from_table: counter!("loopgate_states_read_total", "from" => "table"),
             states_expired: counter!("loopgate_states_expired_total"),
             database: DatabaseMetrics::resolve(),
         }
+    }
+
+    /// What the place of the sealed files tells about itself.
+    pub(crate) fn offline(&self) -> Arc<Health> {
+        Health::new(self.offline_failures.clone(), self.offline_away.clone())
     }
 
     /// Counts an event of that source as late.
@@ -147,6 +157,15 @@ pub fn describe() {
         "loopgate_store_damaged",
         Unit::Count,
         "1 after a read found the online store damaged, until a restart has examined and mended it"
+    );
+    count(
+        "loopgate_offline_failures_total",
+        "Reads and writes of sealed files that failed, after all that was tried again",
+    );
+    describe_gauge!(
+        "loopgate_offline_away",
+        Unit::Count,
+        "1 while the place of the sealed files does not do what it is asked: sealing waits"
     );
     describe_gauge!(
         "loopgate_store_full",

@@ -7,11 +7,15 @@
 //! gateway: a manifest is replaced as a whole, and a file that it names lies there whole, for at least
 //! the grace period longer than it is named.
 
+mod bucket;
 mod check;
 pub(crate) mod dataset;
 pub(crate) mod days;
 pub(crate) mod event_rows;
+mod https;
 pub(crate) mod label_rows;
+pub(crate) mod legacy;
+pub(crate) mod location;
 pub(crate) mod manifest;
 pub(crate) mod place;
 pub(crate) mod segments;
@@ -24,10 +28,11 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+pub use self::bucket::{Bucket, BucketError, BucketFields};
 pub use self::check::{TableReport, check_files};
 pub use self::dataset::{Dataset, DatasetAbout, ReadFile, RowsFrom};
 use self::place::Place;
-use self::table::{Table, TableKind};
+use self::table::{Reach, Table, TableKind};
 pub use self::upkeep::{RetentionOptions, Upkept};
 use crate::definition::Definitions;
 use crate::predictions::PredictionKey;
@@ -93,6 +98,20 @@ pub enum OfflineError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The bucket did not do what it was asked. What was to be sealed waits.
+    #[error("{}: {problem}", path.display())]
+    Away {
+        /// The bucket or object.
+        path: PathBuf,
+        /// What it or the network said.
+        problem: String,
+    },
+    /// Another process writes this table too.
+    #[error("{} is written by another process: one gateway may have a prefix", path.display())]
+    Taken {
+        /// The manifest.
+        path: PathBuf,
+    },
     /// A Parquet file is damaged or not ours.
     #[error("{} is not a readable segment: {problem}", path.display())]
     Corrupt {
@@ -152,6 +171,37 @@ impl OfflineTables {
     /// Every table.
     pub(crate) fn all(&self) -> [&Arc<Table>; 3] {
         [&self.events, &self.predictions, &self.labels]
+    }
+
+    /// Makes them this process's, held against the logs: that of events was pruned up to a number, and both
+    /// end at one.
+    pub(crate) fn claim(
+        &self,
+        pruned: u64,
+        (last_seq, label_seq): (u64, u64),
+    ) -> Result<(), OfflineError> {
+        let reach = |pruned, last| Reach { pruned, last };
+        self.events.claim(reach(pruned, last_seq))?;
+        self.predictions.claim(reach(0, 0))?;
+        self.labels.claim(reach(0, label_seq))
+    }
+
+    /// What their place failed of last, if it did; the three share it.
+    pub(crate) fn problem(&self) -> Option<Arc<str>> {
+        self.events.place().problem()
+    }
+
+    /// Copies what a bucket holds into a folder, from which the tables can be opened as they are now;
+    /// `false` where it is a folder that holds them.
+    pub(crate) fn download(&self, folder: &Path) -> Result<bool, OfflineError> {
+        if self.events.place().writer().is_none() {
+            return Ok(false);
+        }
+        let place = Place::folder(folder.to_owned())?;
+        for table in self.all() {
+            table.copy_to(&place)?;
+        }
+        Ok(true)
     }
 }
 

@@ -101,6 +101,8 @@ pub struct StoreStats {
     pub full: bool,
     /// Why the writer has stopped, if it has.
     pub stopped: Option<String>,
+    /// What the last read or write of sealed files failed of, if it did: what is to be sealed waits.
+    pub offline: Option<String>,
 }
 
 /// Called on the writer thread when a batch is on disk or has failed (on the caller's, once the writer
@@ -419,6 +421,7 @@ impl FeatureStore {
             damaged: shared.damaged.get().map(|problem| problem.to_string()),
             full: shared.is_full(),
             stopped: shared.stopped.get().map(|reason| reason.to_string()),
+            offline: shared.offline.problem().map(|problem| problem.to_string()),
         }
     }
 

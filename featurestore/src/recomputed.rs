@@ -22,7 +22,7 @@ use crate::join::PointInTime;
 use crate::labels::StoredLabel;
 use crate::log::{EventLog, Logged, Schemas, by_arrival};
 use crate::offline::dataset::{self, files_of};
-use crate::offline::place::Place;
+use crate::offline::location;
 use crate::offline::segments::{Wanted, corrupt, model_folder};
 use crate::offline::table::Table;
 use crate::offline::training::{
@@ -120,7 +120,7 @@ fn read_sealed<T>(
     data_dir: &Path,
     read: impl Fn(&OfflineTables) -> Result<T, RecomputeError>,
 ) -> Result<Option<T>, RecomputeError> {
-    let Some(place) = Place::existing(data_dir)? else {
+    let Some(place) = location::existing(data_dir)? else {
         return Ok(None);
     };
     let is_missing = |error: &RecomputeError| {

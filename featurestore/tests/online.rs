@@ -7,6 +7,8 @@ mod applied;
 mod background;
 #[path = "online/backup.rs"]
 mod backup;
+#[path = "online/bucket.rs"]
+mod bucket;
 #[path = "online/crash.rs"]
 mod crash;
 #[path = "online/damage.rs"]
@@ -15,6 +17,8 @@ mod damage;
 mod datasets;
 #[path = "online/disk.rs"]
 mod disk;
+#[path = "online/double.rs"]
+mod double;
 #[path = "online/events.rs"]
 mod events;
 #[path = "online/expiry.rs"]

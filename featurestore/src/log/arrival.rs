@@ -195,7 +195,7 @@ mod tests {
     use crate::definition::Definitions;
     use crate::log::{Schemas, encode_entry};
     use crate::offline::place::Place;
-    use crate::offline::table::{Legacy, Table, TableKind};
+    use crate::offline::table::{Table, TableKind};
     use crate::online::TableOptions;
     use crate::online::keys::Key;
     use crate::online::tables::Tables;
@@ -237,9 +237,8 @@ mod tests {
                 tables.put(&mut batch, Key::Event(seq), &entry);
             }
             tables.write_lazily(batch).unwrap();
-            let legacy = Legacy { sealed_seq: 0, unfinished: &|_| false };
-            let place = Place::of_data_folder(folder.path()).unwrap();
-            let sealed = Table::open(TableKind::Events, place, &legacy).unwrap();
+            let place = Place::folder(folder.path().join("offline")).unwrap();
+            let sealed = Table::read_only(TableKind::Events, place).unwrap();
             let log = EventLog { tables: Some(&tables), schemas: &schemas, sealed: &sealed };
             let found = by_arrival(log).unwrap().map(|event| {
                 let event = event.unwrap();

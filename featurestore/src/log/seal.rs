@@ -9,14 +9,14 @@ use std::sync::Arc;
 use rocksdb::WriteBatch;
 
 use super::{Entry, Schemas};
+use crate::offline::OfflineError;
 use crate::offline::days::About;
 use crate::offline::event_rows::EventFiles;
 use crate::offline::manifest::SealedFile;
 use crate::offline::table::Table;
-use crate::offline::{OfflineError, OfflineTables};
+use crate::online::SealError;
 use crate::online::keys::{Column, Key};
 use crate::online::tables::Tables;
-use crate::online::{OpenError, SealError};
 use crate::predictions::Sealed;
 
 /// Events between two changes of the manifest: bounds the work that a crash undoes.
@@ -150,28 +150,4 @@ pub(crate) fn prune(tables: &Tables, events: &Table, before_ms: i64) -> Result<u
     tables.put(&mut batch, Key::EventsPruned, &until.to_le_bytes());
     tables.write_durably(batch).map_err(database)?;
     Ok(until - pruned)
-}
-
-/// Holds the tables against their logs: one that is ahead of its log, or does not reach up to what was
-/// pruned of it, belongs to another state of the database.
-pub(crate) fn check(
-    tables: &Tables,
-    offline: &OfflineTables,
-    (last_seq, label_seq): (u64, u64),
-) -> Result<(), OpenError> {
-    let pruned = tables.get_number(Key::EventsPruned);
-    let pruned = pruned.map_err(|error| OpenError::Database(error.to_string()))?;
-    for (table, pruned, last) in [
-        (&offline.events, pruned.unwrap_or(0), last_seq),
-        (&offline.labels, 0, label_seq),
-    ] {
-        let sealed = table.manifest().map_err(SealError::from)?.sealed_seq;
-        if !(pruned..=last).contains(&sealed) {
-            return Err(OpenError::Damaged(format!(
-                "{} are sealed up to {sealed}, but their log ends at {last} and was pruned up to {pruned}",
-                table.kind().name()
-            )));
-        }
-    }
-    Ok(())
 }

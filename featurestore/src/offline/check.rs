@@ -6,10 +6,10 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::OfflineError;
 use super::manifest::SealedFile;
 use super::place::Place;
 use super::table::{Table, TableKind};
+use super::{OfflineError, location};
 
 /// What a check of one table found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -30,7 +30,7 @@ pub struct TableReport {
 
 /// Checks the tables of a data folder.
 pub fn check_files(data_dir: &Path) -> Result<Vec<TableReport>, OfflineError> {
-    let Some(place) = Place::existing(data_dir)? else {
+    let Some(place) = location::existing(data_dir)? else {
         return Ok(Vec::new());
     };
     TableKind::ALL

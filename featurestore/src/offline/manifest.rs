@@ -83,6 +83,8 @@ pub(crate) struct Manifest {
     pub(crate) revision: u64,
     /// The log that the table is sealed from is sealed up to here, inclusive; 0 where there is none.
     pub(crate) sealed_seq: u64,
+    /// The process that wrote it, where that is not known by a lock.
+    pub(crate) writer: Option<Box<str>>,
     /// What the table consists of, in order of sealing.
     pub(crate) files: Vec<SealedFile>,
     /// What it once consisted of.
@@ -95,6 +97,8 @@ struct Head {
     table: String,
     revision: u64,
     sealed_seq: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    writer: Option<Box<str>>,
     files: usize,
     retired: usize,
 }
@@ -112,6 +116,7 @@ impl Manifest {
             table: table.to_owned(),
             revision: self.revision,
             sealed_seq: self.sealed_seq,
+            writer: self.writer.clone(),
             files: self.files.len(),
             retired: self.retired.len(),
         };
@@ -151,6 +156,7 @@ impl Manifest {
         let mut manifest = Self {
             revision: head.revision,
             sealed_seq: head.sealed_seq,
+            writer: head.writer,
             ..Self::default()
         };
         for _ in 0..head.files {
@@ -217,6 +223,7 @@ mod tests {
         let mut manifest = Manifest {
             revision: 4,
             sealed_seq: 17,
+            writer: Some("of a test".into()),
             files: vec![
                 file("date=2013-03-01/a.parquet"),
                 file("date=2013-03-02/b.parquet"),

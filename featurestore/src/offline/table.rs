@@ -1,10 +1,12 @@
 //! A table of the offline store: its manifest, the files that the manifest names, and the order in
 //! which both change.
 //!
-//! A file is put, then named; forgotten, then removed. No name is used twice: names carry the revision
-//! that their file was made for, so what a crash leaves between the two steps is known for what it is.
-//! One process changes a table (the one that holds the data folder's lock), any number read it. What a
-//! reader gets of a file has the length and digest that the manifest says, or it gets an error.
+//! A file is put, then named; forgotten, then removed. Names carry the revision that their file was made
+//! for, so what a crash leaves between the two steps is known for what it is, and a part of its digest, so
+//! that no name is used for two contents. One process changes a table (the one that holds the data
+//! folder's lock), any number read it. In a bucket, where a write may arrive long after its sender gave up
+//! or was killed, a process first puts its own name into the manifest: no earlier write holds after that.
+//! What a reader gets of a file has the length and digest that the manifest says, or it gets an error.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Weak};
@@ -14,8 +16,10 @@ use sha2::{Digest as _, Sha256};
 
 use super::OfflineError;
 use super::days::About;
+use super::legacy::{self, Legacy};
+use super::location::Settled;
 use super::manifest::{Manifest, Retirement, SealedFile};
-use super::place::Place;
+use super::place::{Place, Stamp};
 use super::segments::{Indexed, Segment, Wanted, Written, hex};
 use crate::online::shared::locked;
 
@@ -58,24 +62,38 @@ impl TableKind {
 pub(crate) struct Table {
     kind: TableKind,
     place: Place,
+    /// Whether its place may be away.
+    known: bool,
     /// A lock, since any handle of a store may seal or read; held while a manifest is written.
     state: Mutex<State>,
 }
 
 struct State {
     manifest: Arc<Manifest>,
+    /// The manifest that the next one takes the place of.
+    stamp: Option<Stamp>,
     /// Whether the place holds that manifest; not known after a failed write.
     stored: bool,
+    claim: Claim,
     /// Earlier manifests that somebody may be reading by.
     earlier: Vec<Weak<Manifest>>,
 }
 
-/// What a folder of before there were manifests says about itself.
-pub(crate) struct Legacy<'a> {
-    /// As in [`Manifest::sealed_seq`].
-    pub(crate) sealed_seq: u64,
-    /// Whether the file of that path was left by a seal that did not end.
-    pub(crate) unfinished: &'a dyn Fn(&str) -> bool,
+/// Whose a table is.
+#[derive(Debug, Clone, Copy)]
+enum Claim {
+    /// Another process may change it.
+    None,
+    /// To be ours, once its place has been reached and it fits its log.
+    Pending(Reach),
+    Held,
+}
+
+/// The log that a table is sealed from: it holds what lies behind `pruned`, up to `last`; zeros for none.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Reach {
+    pub(crate) pruned: u64,
+    pub(crate) last: u64,
 }
 
 /// Folder and name of a file to be.
@@ -85,57 +103,97 @@ pub(crate) struct FileName {
 }
 
 impl Table {
-    /// Opens a table for the one process that changes it. One without a manifest gets one: of the files
-    /// that lie there, if they are of a version that knew none. Removes what an earlier process left
-    /// unfinished.
+    /// Reads a table for the one process that will [claim](Self::claim) it. One without a manifest gets
+    /// one then: of the files that lie there, if they are of a version that knew none. A place that is known
+    /// may be away: whatever needs the table says so, until it is back.
     pub(crate) fn open(
         kind: TableKind,
-        place: Place,
+        settled: &Settled,
         legacy: &Legacy<'_>,
     ) -> Result<Self, OfflineError> {
         let table = Self {
-            kind,
-            place,
-            state: Mutex::new(State {
-                manifest: Arc::default(),
-                stored: true,
-                earlier: Vec::new(),
-            }),
+            known: settled.known,
+            ..Self::new(kind, settled.place.clone())
         };
-        let found = match table.load()? {
-            Some(manifest) => manifest,
-            None => {
-                let manifest = table.of_listing(legacy)?;
-                table.put_manifest(&manifest)?;
-                manifest
+        // One attempt is enough for three tables.
+        if settled.known && settled.place.problem().is_some() {
+            return Ok(table);
+        }
+        let loaded = table.load_into(&mut locked(&table.state), legacy);
+        match loaded {
+            Err(error @ OfflineError::Away { .. }) if settled.known => {
+                tracing::error!(table = kind.name(), %error, "sealed files cannot be reached");
             }
-        };
-        locked(&table.state).manifest = Arc::new(found);
-        table.place.clear_torn_puts(kind.name())?;
-        table.sweep()?;
+            loaded => loaded?,
+        }
         Ok(table)
     }
 
     /// Reads a table that another process may be changing.
     pub(crate) fn read_only(kind: TableKind, place: Place) -> Result<Self, OfflineError> {
-        let table = Self {
+        let table = Self::new(kind, place);
+        table.load_into(&mut locked(&table.state), &Legacy::NONE)?;
+        Ok(table)
+    }
+
+    fn new(kind: TableKind, place: Place) -> Self {
+        let state = State {
+            manifest: Arc::default(),
+            stamp: None,
+            stored: false,
+            claim: Claim::None,
+            earlier: Vec::new(),
+        };
+        Self {
             kind,
             place,
-            state: Mutex::new(State {
-                manifest: Arc::default(),
-                stored: true,
-                earlier: Vec::new(),
-            }),
-        };
-        let found = match table.load()? {
-            Some(manifest) => manifest,
-            None => table.of_listing(&Legacy {
-                sealed_seq: 0,
-                unfinished: &|_| false,
-            })?,
-        };
-        locked(&table.state).manifest = Arc::new(found);
-        Ok(table)
+            known: false,
+            state: Mutex::new(state),
+        }
+    }
+
+    /// Makes the table ours, and removes what an earlier process left unfinished; when its place is back,
+    /// where it is away.
+    pub(crate) fn claim(&self, reach: Reach) -> Result<(), OfflineError> {
+        let mut state = locked(&self.state);
+        if matches!(state.claim, Claim::Held) {
+            return self.check(&state.manifest, reach);
+        }
+        state.claim = Claim::Pending(reach);
+        if !state.stored {
+            return Ok(());
+        }
+        match self.take(&mut state, reach) {
+            Err(OfflineError::Away { .. }) if self.known => Ok(()),
+            taken => taken,
+        }
+    }
+
+    fn take(&self, state: &mut State, reach: Reach) -> Result<(), OfflineError> {
+        if !state.stored {
+            self.load_into(state, &Legacy::NONE)?;
+        }
+        self.check(&state.manifest, reach)?;
+        self.place.clear_torn_puts(self.kind.name())?;
+        let orphans = self.orphans(&state.manifest)?;
+        let is_new = state.stamp.is_none();
+        if is_new || self.place.writer().is_some() {
+            let mut manifest = Manifest::clone(&state.manifest);
+            if let Some(writer) = self.place.writer() {
+                manifest.revision += 1;
+                manifest.writer = Some(writer.into());
+            }
+            state.stored = false;
+            state.stamp = Some(self.put_manifest(&manifest, state.stamp.clone())?);
+            state.manifest = Arc::new(manifest);
+            state.stored = true;
+        }
+        state.claim = Claim::Held;
+        for path in orphans {
+            tracing::info!(path = %self.shown(&path).display(), "unfinished file removed");
+            self.place.delete(&self.below(&path))?;
+        }
+        Ok(())
     }
 
     pub(crate) fn kind(&self) -> TableKind {
@@ -145,11 +203,10 @@ impl Table {
     /// The table as it is now. After a write that may or may not have come through, as the place has it.
     pub(crate) fn manifest(&self) -> Result<Arc<Manifest>, OfflineError> {
         let mut state = locked(&self.state);
-        if !state.stored {
-            let found = self.load()?.unwrap_or_default();
-            let before = std::mem::replace(&mut state.manifest, Arc::new(found));
-            state.earlier.push(Arc::downgrade(&before));
-            state.stored = true;
+        if let Claim::Pending(reach) = state.claim {
+            self.take(&mut state, reach)?;
+        } else if !state.stored {
+            self.load_into(&mut state, &Legacy::NONE)?;
         }
         Ok(Arc::clone(&state.manifest))
     }
@@ -157,7 +214,7 @@ impl Table {
     /// Changes the table; on disk when this returns.
     pub(crate) fn commit(&self, change: impl FnOnce(&mut Manifest)) -> Result<(), OfflineError> {
         let mut state = locked(&self.state);
-        if !state.stored {
+        if !state.stored || !matches!(state.claim, Claim::Held) {
             let problem = "an earlier write of it failed; try again";
             return Err(self.manifest_error(problem.to_owned()));
         }
@@ -167,8 +224,10 @@ impl Table {
             return Ok(());
         }
         next.revision += 1;
+        next.writer = self.place.writer().map(Into::into);
         state.stored = false;
-        self.put_manifest(&next)?;
+        let stamp = self.put_manifest(&next, state.stamp.clone())?;
+        state.stamp = Some(stamp);
         state.stored = true;
         let before = std::mem::replace(&mut state.manifest, Arc::new(next));
         state.earlier.push(Arc::downgrade(&before));
@@ -199,8 +258,10 @@ impl Table {
         about: &About,
     ) -> Result<SealedFile, OfflineError> {
         let revision = self.manifest()?.revision + 1;
-        let path = format!("{}/r{revision:08}-{}.parquet", name.folder, name.name);
-        let file = described(path, &bytes, written, about);
+        let mut file = described(String::new(), &bytes, written, about);
+        let FileName { folder, name } = name;
+        let digest = &file.sha256[..16];
+        file.path = format!("{folder}/r{revision:08}-{name}-{digest}.parquet");
         self.place.put(&self.below(&file.path), bytes)?;
         Ok(file)
     }
@@ -230,6 +291,22 @@ impl Table {
         Segment::open(self.shown(&file.path), self.bytes(file)?, wanted)
     }
 
+    pub(crate) fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// Copies the table into another place: its files, then its manifest.
+    pub(crate) fn copy_to(&self, place: &Place) -> Result<(), OfflineError> {
+        let manifest = self.manifest()?;
+        for file in &manifest.files {
+            place.put(&self.below(&file.path), self.bytes(file)?)?;
+        }
+        place.put(
+            &self.below(MANIFEST),
+            manifest.encode(self.kind.name()).into(),
+        )
+    }
+
     /// The name of a file in messages.
     pub(crate) fn shown(&self, path: &str) -> PathBuf {
         self.place.shown(&self.below(path))
@@ -248,11 +325,23 @@ impl Table {
         Ok(found.into_iter().filter_map(parquet).collect())
     }
 
-    /// Removes the files of attempts that no manifest came to name, and says so where files that it
-    /// names are not there or not whole: reading them will fail. A manifest older than the files beside
-    /// it (a backup put back without them) is refused: what it does not name may be all there is.
-    fn sweep(&self) -> Result<(), OfflineError> {
-        let manifest = self.manifest()?;
+    /// Refuses a table that is ahead of its log, or does not reach up to what was pruned of it: it
+    /// belongs to another state of the database.
+    fn check(&self, manifest: &Manifest, reach: Reach) -> Result<(), OfflineError> {
+        let Reach { pruned, last } = reach;
+        let sealed = manifest.sealed_seq;
+        match (pruned..=last).contains(&sealed) {
+            true => Ok(()),
+            false => Err(self.manifest_error(format!(
+                "it is sealed up to {sealed}, but its log ends at {last} and was pruned up to {pruned}"
+            ))),
+        }
+    }
+
+    /// The files of attempts that no manifest came to name. Says so where files that it names are not
+    /// there or not whole: reading them will fail. A manifest older than the files beside it (a backup put
+    /// back without them) is refused: what it does not name may be all there is.
+    fn orphans(&self, manifest: &Manifest) -> Result<Vec<String>, OfflineError> {
         let mut sizes: std::collections::HashMap<_, _> = self.listing()?.into_iter().collect();
         for file in &manifest.files {
             if sizes.remove(&file.path) != Some(file.bytes) {
@@ -273,71 +362,75 @@ impl Table {
                 revision(path)
             )));
         }
-        for path in sizes.into_keys().filter(|path| revision_of(path).is_some()) {
-            tracing::info!(path = %self.shown(&path).display(), "unfinished file removed");
-            self.place.delete(&self.below(&path))?;
+        let ours = |path: &String| revision_of(path).is_some();
+        Ok(sizes.into_keys().filter(ours).collect())
+    }
+
+    /// The manifest as its place has it.
+    fn load_into(&self, state: &mut State, legacy: &Legacy<'_>) -> Result<(), OfflineError> {
+        let (found, stamp) = match self.place.get_stamped(&self.below(MANIFEST))? {
+            Some((bytes, stamp)) => {
+                let found = Manifest::decode(self.kind.name(), &bytes);
+                let found = found.map_err(|problem| self.manifest_error(problem))?;
+                (found, Some(stamp))
+            }
+            None => (legacy::manifest_of(self, legacy)?, None),
+        };
+        let writer = self.place.writer();
+        if matches!(state.claim, Claim::Held)
+            && writer.is_some()
+            && found.writer.as_deref() != writer
+        {
+            return Err(self.taken());
         }
+        let before = std::mem::replace(&mut state.manifest, Arc::new(found));
+        state.earlier.push(Arc::downgrade(&before));
+        state.stamp = stamp;
+        state.stored = true;
         Ok(())
     }
 
-    fn load(&self) -> Result<Option<Manifest>, OfflineError> {
-        let stored = self.place.get(&self.below(MANIFEST))?;
-        let decode = |bytes: Bytes| Manifest::decode(self.kind.name(), &bytes);
-        let manifest = stored.map(decode).transpose();
-        manifest.map_err(|problem| self.manifest_error(problem))
-    }
-
-    fn put_manifest(&self, manifest: &Manifest) -> Result<(), OfflineError> {
-        let bytes = manifest.encode(self.kind.name());
-        self.place.put(&self.below(MANIFEST), bytes.into())
-    }
-
-    /// The manifest of files that were written when there was none.
-    fn of_listing(&self, legacy: &Legacy<'_>) -> Result<Manifest, OfflineError> {
-        let mut manifest = Manifest {
-            sealed_seq: legacy.sealed_seq,
-            ..Manifest::default()
-        };
-        for (path, _) in self.listing()? {
-            if revision_of(&path).is_some() {
-                let path = self.shown(&path);
-                let problem = format!("it is not there, but {} is", path.display());
-                return Err(self.manifest_error(problem));
-            }
-            if (legacy.unfinished)(&path) {
-                self.place.delete(&self.below(&path))?;
-                continue;
-            }
-            manifest.files.push(self.describe(path)?);
+    /// Writes the manifest in place of the one of that stamp.
+    fn put_manifest(
+        &self,
+        manifest: &Manifest,
+        before: Option<Stamp>,
+    ) -> Result<Stamp, OfflineError> {
+        let path = self.below(MANIFEST);
+        let bytes = Bytes::from(manifest.encode(self.kind.name()));
+        if let Some(stamp) = self.place.replace(&path, bytes.clone(), before)? {
+            return Ok(stamp);
         }
-        Ok(manifest)
-    }
-
-    fn describe(&self, path: String) -> Result<SealedFile, OfflineError> {
-        let shown = self.shown(&path);
-        let bytes = self.place.get(&self.below(&path))?;
-        let bytes = bytes.ok_or_else(|| OfflineError::Missing {
-            path: shown.clone(),
-        })?;
-        let mut written = Written::default();
-        for rows in Segment::open(shown.clone(), bytes.clone(), Wanted::All)? {
-            let added = written.add(&rows?, self.kind.indexed());
-            added.map_err(|problem| super::segments::corrupt(&shown, problem))?;
+        // Of a write that was tried again the first attempt may have come through.
+        let found = self.place.get_stamped(&path)?;
+        match found {
+            Some((found, stamp)) if found == bytes => Ok(stamp),
+            Some((found, _)) if self.is_ours(&found) => {
+                let problem = "an earlier write of it came through late; try again";
+                Err(self.manifest_error(problem.to_owned()))
+            }
+            _ => Err(self.taken()),
         }
-        let about = About {
-            folder: String::new(),
-            name: String::new(),
-            schema: serde_json::Value::Null,
-            origin: origin_of(&path),
-        };
-        Ok(described(path, &bytes, written, &about))
     }
 
-    fn below(&self, path: &str) -> String {
+    fn is_ours(&self, manifest: &[u8]) -> bool {
+        let manifest = Manifest::decode(self.kind.name(), manifest);
+        manifest.is_ok_and(|manifest| manifest.writer.as_deref() == self.place.writer())
+    }
+
+    fn taken(&self) -> OfflineError {
+        let taken = OfflineError::Taken {
+            path: self.shown(MANIFEST),
+        };
+        self.place.note(Some(&taken));
+        taken
+    }
+
+    pub(super) fn below(&self, path: &str) -> String {
         format!("{}/{path}", self.kind.name())
     }
 
-    fn manifest_error(&self, problem: String) -> OfflineError {
+    pub(super) fn manifest_error(&self, problem: String) -> OfflineError {
         OfflineError::Manifest {
             path: self.shown(MANIFEST),
             problem,
@@ -346,9 +439,14 @@ impl Table {
 }
 
 /// The manifest's name in its table's folder.
-const MANIFEST: &str = "manifest.jsonl";
+pub(super) const MANIFEST: &str = "manifest.jsonl";
 
-fn described(path: String, bytes: &Bytes, written: Written, about: &About) -> SealedFile {
+pub(super) fn described(
+    path: String,
+    bytes: &Bytes,
+    written: Written,
+    about: &About,
+) -> SealedFile {
     let (from_ms, to_ms) = written.times.unwrap_or_default();
     let (first_seq, last_seq) = written.seqs.unwrap_or_default();
     SealedFile {
@@ -365,17 +463,8 @@ fn described(path: String, bytes: &Bytes, written: Written, about: &About) -> Se
     }
 }
 
-/// What a file of before there were manifests was sealed from: a backfill is known by its name.
-fn origin_of(path: &str) -> String {
-    let name = path.rsplit('/').next().unwrap_or_default();
-    match name.rsplit_once('-') {
-        Some((origin, _)) if origin.starts_with("backfill-") => origin.to_owned(),
-        _ => "before manifests".to_owned(),
-    }
-}
-
 /// The revision that a file was made for, from its name.
-fn revision_of(path: &str) -> Option<u64> {
+pub(super) fn revision_of(path: &str) -> Option<u64> {
     let name = Path::new(path).file_name()?.to_str()?;
     let (number, _) = name.strip_prefix('r')?.split_once('-')?;
     (number.len() >= 8).then(|| number.parse().ok())?

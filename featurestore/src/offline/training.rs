@@ -9,10 +9,9 @@ use arrow::datatypes::{Float32Type, TimestampMillisecondType, UInt8Type, UInt32T
 use sha2::{Digest, Sha256};
 
 use super::manifest::SealedFile;
-use super::place::Place;
 use super::segments::{Wanted, corrupt, model_folder};
 use super::table::Table;
-use super::{OfflineError, OfflineTables, TrainingQuery, TrainingSet, label_rows};
+use super::{OfflineError, OfflineTables, TrainingQuery, TrainingSet, label_rows, location};
 use crate::definition::Definitions;
 use crate::labels::StoredLabel;
 use crate::predictions::columns::{lists, numbers, optional, texts};
@@ -37,7 +36,7 @@ pub(super) fn training_rows(
     definitions: &Definitions,
     query: &TrainingQuery,
 ) -> Result<TrainingSet, OfflineError> {
-    let Some(place) = Place::existing(data_dir)? else {
+    let Some(place) = location::existing(data_dir)? else {
         return assemble(Vec::new());
     };
     read_again(

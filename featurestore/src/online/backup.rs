@@ -2,8 +2,9 @@
 //!
 //! The database is copied by the writer between two groups, so that what was acknowledged before the call is
 //! in it, and of what comes after a prefix or nothing. Table files and sealed files never change: they are
-//! hard links where the copy is on the same disk. Holds up the writer for a flush of its buffers, and seals
-//! until all is copied; predictions wait for neither. The copy appears under its name when it is whole.
+//! hard links where the copy is on the same disk. Sealed files of a bucket are downloaded. Holds up the
+//! writer for a flush of its buffers, and seals until all is copied; predictions wait for neither. The copy
+//! appears under its name when it is whole.
 
 use std::fs::{self, File};
 use std::io;
@@ -16,6 +17,7 @@ use super::FeatureStore;
 use super::mark::{Acked, Mark};
 use super::shared::locked;
 use crate::commit::Job;
+use crate::offline::OfflineError;
 use crate::offline::segments::{make_folder, sync_folder};
 
 /// What a backup holds.
@@ -52,6 +54,9 @@ pub enum BackupError {
         /// What the system said.
         source: io::Error,
     },
+    /// Sealed files could not be read or written.
+    #[error(transparent)]
+    Offline(#[from] OfflineError),
     /// The database was not copied.
     #[error("online store: {0}")]
     Database(String),
@@ -79,8 +84,10 @@ impl FeatureStore {
         }
         let acked = self.checkpoint(&partial.join("online"))?;
         let offline = partial.join("offline");
-        let linked = copy_folder(&shared.data_dir.join("offline"), &offline, link_file);
-        linked.map_err(failed(&offline))?;
+        if !shared.offline.download(&offline)? {
+            let linked = copy_folder(&shared.data_dir.join("offline"), &offline, link_file);
+            linked.map_err(failed(&offline))?;
+        }
         let finish = || -> io::Result<u64> {
             Mark::open(&partial.join("acked"))?.0.write(acked)?;
             let files = count_files(&partial)?;

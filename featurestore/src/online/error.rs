@@ -110,9 +110,11 @@ pub enum ReadError {
 }
 
 impl ReadError {
-    #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
     pub(crate) fn sealed(error: OfflineError) -> Self {
-        Self::Sealed(error.to_string())
+        match error {
+            OfflineError::Away { .. } => Self::Database(error.to_string()),
+            error => Self::Sealed(error.to_string()),
+        }
     }
 
     #[expect(clippy::needless_pass_by_value, reason = "for map_err")]

@@ -15,13 +15,14 @@ use super::mend;
 use super::reserve::Reserve;
 use super::shared::Opened;
 use super::tables::Tables;
-use super::{OpenError, ReadError, StoreOptions};
+use super::{OpenError, ReadError, SealError, StoreOptions};
 use crate::applied::{self, ApplyError};
 use crate::commit::states::States;
 use crate::commit::{Counters, WriterStart};
 use crate::definition::{Definitions, View};
 use crate::log::{EventLog, Schemas};
 use crate::metrics::StoreMetrics;
+use crate::offline::location::settle;
 use crate::offline::segments::make_folder;
 use crate::predictions::PredictionKey;
 use crate::predictions::seal::{closed_files, open_tables, seal_file};
@@ -46,7 +47,10 @@ pub(crate) fn open(
     check_format(&tables)?;
     bulk::redo(&tables, data_dir).map_err(read)?;
     applied::apply(&tables, &definitions).map_err(refused)?;
-    let offline = open_tables(data_dir, &tables)?;
+    let metrics = StoreMetrics::resolve(&definitions);
+    let settled = settle(data_dir, options.offline.as_ref(), metrics.offline());
+    let settled = settled.map_err(SealError::from)?;
+    let offline = open_tables(&settled, &tables, &spool)?;
     if let Some(mending) = &mending {
         mending.make_log_anew(&mut tables, &offline.events, &definitions)?;
     }
@@ -57,10 +61,15 @@ pub(crate) fn open(
     let path = data_dir.join("acked");
     let (mark, acked) = Mark::open(&path).map_err(io_at(&path))?;
     check_mark(acked, last_seq, counters.label_seq)?;
-    let metrics = StoreMetrics::resolve(&definitions);
-    crate::log::seal::check(&tables, &offline, (last_seq, counters.label_seq))?;
-    for file in closed_files(&spool)? {
-        seal_file(&offline.predictions, &file, &metrics)?;
+    let pruned = tables.get_number(Key::EventsPruned).map_err(database)?;
+    offline
+        .claim(pruned.unwrap_or(0), (last_seq, counters.label_seq))
+        .map_err(SealError::from)?;
+    // What a place that is away does not take now is sealed later.
+    if offline.problem().is_none() {
+        for file in closed_files(&spool)? {
+            seal_file(&offline.predictions, &file, &metrics)?;
+        }
     }
     let schemas = Schemas::load(&tables, &definitions).map_err(read)?;
     Lives::load(&tables, &definitions).map_err(read)?;

@@ -1,6 +1,6 @@
 //! Limits and sizes of a store.
 
-use crate::offline::RetentionOptions;
+use crate::offline::{Bucket, RetentionOptions};
 
 /// Limits and sizes of a store; [`Default`] suits one machine.
 #[derive(Debug, Clone)]
@@ -27,6 +27,9 @@ pub struct StoreOptions {
     pub prediction_ttl_ms: i64,
     /// Whether latest values are read after their view's TTL too, and so stay on disk.
     pub keep_expired_values: bool,
+    /// The bucket that takes sealed files; `None`: they stay where the data folder has them, in itself when
+    /// it is new.
+    pub offline: Option<Bucket>,
     /// How long sealed files and the log behind them are kept.
     pub retention: RetentionOptions,
 }
@@ -69,6 +72,7 @@ impl Default for StoreOptions {
             pending_labels_max: 1 << 20,
             prediction_ttl_ms: 90 * DAY_MS,
             keep_expired_values: false,
+            offline: None,
             retention: RetentionOptions::default(),
         }
     }

@@ -19,9 +19,10 @@ use crate::metrics::StoreMetrics;
 use crate::offline::OfflineTables;
 use crate::offline::days::{About, DayFiles};
 use crate::offline::label_rows::LabelFiles;
-use crate::offline::place::Place;
+use crate::offline::legacy::Legacy;
+use crate::offline::location::Settled;
 use crate::offline::segments::{list, model_folder, sync_folder};
-use crate::offline::table::{Legacy, Table, TableKind};
+use crate::offline::table::{Table, TableKind};
 use crate::online::SealError;
 use crate::online::keys::Key;
 use crate::online::quarantine;
@@ -117,16 +118,19 @@ pub(crate) fn seal_labels(tables: &Tables, labels: &Arc<Table>) -> Result<Sealed
 /// Opens the three tables. What a folder of before there were manifests holds of a seal that did not
 /// end is written again by the next: the files of a spool file that is still there, and the labels from
 /// the cursor on.
-pub(crate) fn open_tables(data_dir: &Path, tables: &Tables) -> Result<OfflineTables, SealError> {
-    let place = Place::of_data_folder(data_dir)?;
+pub(crate) fn open_tables(
+    settled: &Settled,
+    tables: &Tables,
+    spool: &Path,
+) -> Result<OfflineTables, SealError> {
     let open = |kind, sealed_seq, unfinished: &dyn Fn(&str) -> bool| {
         let legacy = Legacy {
             sealed_seq,
             unfinished,
         };
-        Table::open(kind, place.clone(), &legacy).map(Arc::new)
+        Table::open(kind, settled, &legacy).map(Arc::new)
     };
-    let spooled: Vec<(String, String)> = closed_files(&data_dir.join("spool"))?
+    let spooled: Vec<(String, String)> = closed_files(spool)?
         .iter()
         .filter_map(|path| {
             let (number, model) = path.file_stem()?.to_str()?.split_once('-')?;

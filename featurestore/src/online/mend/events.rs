@@ -13,7 +13,7 @@ use crate::definition::Definitions;
 use crate::log::Schemas;
 use crate::log::seal::seal_events;
 use crate::offline::manifest::SealedFile;
-use crate::offline::table::Table;
+use crate::offline::table::{Reach, Table};
 use crate::online::keys::{Column, Key};
 use crate::online::tables::Tables;
 use crate::online::{OpenError, ReadError, SealError};
@@ -51,6 +51,10 @@ pub(super) fn make_log_anew(
     }
     let schemas = Schemas::load(tables, definitions)
         .map_err(|error| OpenError::Damaged(error.to_string()))?;
+    let pruned = pruned.unwrap_or(0);
+    events
+        .claim(Reach { pruned, last })
+        .map_err(SealError::from)?;
     seal_events((tables, &schemas), events, last)?;
     tables.renew(Column::Events).map_err(database)?;
     let mut batch = WriteBatch::default();
