@@ -316,6 +316,7 @@ impl ServeConfig {
             store: StoreOptions {
                 // Feast reads them whatever their age.
                 keep_expired_values: file.feast.compat,
+                offline: file.offline.clone(),
                 ..file.store.options(file.retention.options())
             },
             files: args.model,
@@ -458,6 +459,27 @@ mod tests {
         assert_eq!(config.listeners.http.to_string(), "127.0.0.1:8000");
         assert!(config.data.is_none() && config.project.is_none());
         assert_eq!(config.files.len(), 1);
+    }
+
+    #[test]
+    fn a_bucket_is_taken_or_its_key_is_named() {
+        let config = serve("[offline]\nurl = \"s3://flights/a\"\n", &[]).unwrap();
+        assert_eq!(config.store.offline.unwrap().url(), "s3://flights/a");
+        for (file, said) in [
+            (
+                "url = \"gs://flights\"",
+                ":1: `url = \"gs://flights\"`: must be s3://BUCKET/PREFIX",
+            ),
+            (
+                "url = \"s3://flights\"\nregoin = \"x\"",
+                ":3: unknown key `regoin`, did you mean `region`?",
+            ),
+        ] {
+            let refused = serve(&format!("[offline]\n{file}\n"), &[])
+                .unwrap_err()
+                .to_string();
+            assert!(refused.ends_with(said), "{refused}");
+        }
     }
 
     fn exposed(config: &str, arguments: &[&str], keys: usize) -> Result<(), String> {

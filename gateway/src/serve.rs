@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use featurestore::{Definitions, FeatureStore};
+use featurestore::{Definitions, FeatureStore, OfflineError, SealError, Sealed};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::access::{Gate, KeyWatch};
@@ -424,12 +424,18 @@ pub(crate) fn close(core: &Core, backstage: Backstage) -> Result<()> {
         tracing::error!("the recorder panicked");
     }
     if let Some(store) = &core.store {
-        let sealed = store.seal().context("prediction log not sealed")?;
-        tracing::info!(
-            predictions = sealed.predictions,
-            labels = sealed.labels,
-            "sealed"
-        );
+        match store.seal() {
+            Ok(Sealed {
+                predictions,
+                labels,
+                ..
+            }) => tracing::info!(predictions, labels, "sealed"),
+            // All of it is on this disk.
+            Err(SealError::Offline(error @ OfflineError::Away { .. })) => {
+                tracing::error!(%error, "not sealed: the next start will");
+            }
+            Err(error) => return Err(error).context("prediction log not sealed"),
+        }
     }
     Ok(())
 }

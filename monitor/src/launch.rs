@@ -9,7 +9,7 @@
 
 mod log;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -31,14 +31,15 @@ use crate::policy::TriggerPolicy;
 
 pub(crate) use self::log::tail_of;
 
-/// The variables that a trainer may see.
-const ENVIRONMENT: [&str; 6] = [
+/// The variables that a trainer may see, and those that begin with `AWS_`: sealed files may lie in a bucket.
+const ENVIRONMENT: [&str; 7] = [
     "PATH",
     "HOME",
     "RUST_LOG",
     "LOOPGATE_ORT_LIB",
     "TMPDIR",
     "LD_LIBRARY_PATH",
+    "SSL_CERT_FILE",
 ];
 
 /// Training yields the processor to serving.
@@ -256,11 +257,7 @@ impl Launcher {
         command
             .args(self.arguments(order))
             .env_clear()
-            .envs(
-                ENVIRONMENT
-                    .iter()
-                    .filter_map(|name| Some((name, std::env::var_os(name)?))),
-            )
+            .envs(std::env::vars_os().filter(|(name, _)| may_see(name)))
             .stdin(Stdio::piped())
             .stdout(writer)
             .stderr(errors)
@@ -306,6 +303,11 @@ impl Launcher {
         let name = format!("{}-{trigger:08}.log", self.model);
         self.data_dir.join("runs").join(name)
     }
+}
+
+fn may_see(name: &OsStr) -> bool {
+    let name = name.as_encoded_bytes();
+    name.starts_with(b"AWS_") || ENVIRONMENT.iter().any(|known| known.as_bytes() == name)
 }
 
 /// The two folders of a run.

@@ -23,7 +23,7 @@ use std::net::SocketAddr;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Subcommand;
-use featurestore::{FeatureStore, OpenError, StoreOptions};
+use featurestore::{FeatureStore, OpenError};
 use registry::ModelName;
 use serde_json::Value;
 
@@ -87,9 +87,12 @@ fn store(project: Project) -> Result<FeatureStore> {
 /// [`store`], for those who know what to do when another process has it.
 pub(super) fn open(project: Project) -> Result<FeatureStore, OpenError> {
     let Project {
-        data, definitions, ..
+        data,
+        definitions,
+        serve,
+        ..
     } = project;
-    FeatureStore::open(&data, definitions, &StoreOptions::default())
+    FeatureStore::open(&data, definitions, &serve.store)
 }
 
 /// What the gateway's admin interface answers.

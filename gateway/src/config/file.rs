@@ -12,6 +12,7 @@ use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use featurestore::Bucket;
 use serde::Deserialize;
 
 use super::Limits;
@@ -52,6 +53,9 @@ pub(super) struct GatewayFile {
     pub trainer: TrainerFile,
     pub prepare: PrepareFile,
     pub store: StoreFile,
+    /// `[offline]`: the bucket that takes sealed files. Default: where the data folder has them, in itself
+    /// when it is new.
+    pub offline: Option<Bucket>,
     pub retention: RetentionFile,
     pub repository: RepositoryFile,
 }

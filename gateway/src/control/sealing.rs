@@ -15,6 +15,8 @@ use crate::clock::Clock;
 /// From one seal to the next, so that a crash loses no more than an open spool and trainers outside of
 /// us see fresh rows.
 pub(super) const SEAL: Duration = Duration::from_secs(3600);
+/// The same while the place of the sealed files is away.
+const SEAL_AGAIN: Duration = Duration::from_secs(60);
 
 /// Seals and looks after `store` in such intervals, until told to stop. At the end of serving the last seal waits for the one
 /// under way.
@@ -28,10 +30,14 @@ pub(super) async fn look_after(
         return;
     };
     loop {
+        let wait = match store.stats().offline {
+            Some(_) => interval.min(SEAL_AGAIN),
+            None => interval,
+        };
         tokio::select! {
             biased;
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(interval) => {}
+            () = tokio::time::sleep(wait) => {}
         }
         let (store, now_ms) = (store.clone(), clock.now_ms());
         let work = tokio::task::spawn_blocking(move || seal(&store, now_ms));
