@@ -11,7 +11,7 @@ set -euo pipefail
 folder="${1:-${LOOPGATE_CACHE:-$HOME/.cache/loopgate}/clients}"
 clients=(tritonclient[all]==2.73.0 kserve==0.21.0 open-inference-openapi==2.0.0.1 onnx==1.22.0
   onnxruntime==1.32.0 schemathesis==4.32.5 scikit-learn==1.9.1 skl2onnx==1.20.0
-  pyarrow==26.0.1 duckdb==2.0.1)
+  pyarrow==26.0.1 duckdb==2.0.1 moto[s3]==5.2.5 flask==3.1.3 flask-cors==6.0.5)
 feast=(feast==0.67.0 onnx==1.22.0)
 carriers=(magika==1.0.3 silero-vad==6.2.3 rapidocr==3.10.0 atspm-detector==1.1.0)
 protocol=d49cc23f89d709d87b210ef9449e273ae243984e

@@ -29,6 +29,7 @@ MODULES = [
     "test_schemathesis",
     "test_feast",
     "test_offline",
+    "test_s3",
 ]
 # The Python of a module's own environment.
 PYTHONS = {"test_feast": os.environ.get("LOOPGATE_FEAST_PYTHON", sys.executable)}

@@ -6,6 +6,7 @@ tables are read by their manifests, and held row by row against what was sent an
 import datetime
 import hashlib
 import json
+import os
 import pathlib
 import re
 import signal
@@ -68,6 +69,9 @@ def weighted_sum():
 class Replay:
     """A project in a folder, and what was sent to its gateway and answered."""
 
+    # What a gateway and its commands get beside our environment.
+    environment = {}
+
     def __init__(self, settings=""):
         self.folder = tempfile.TemporaryDirectory()
         self.path = pathlib.Path(self.folder.name)
@@ -88,7 +92,8 @@ class Replay:
     def command(self, noun, act, *more):
         """What `loopgate NOUN ACT` prints."""
         command = [BINARY, noun, act, "--project", str(self.path), *more]
-        done = subprocess.run(command, capture_output=True, text=True)
+        environment = os.environ | self.environment
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
         assert done.returncode == 0, f"{command}: {done.stderr}"
         return done.stdout
 
@@ -107,7 +112,10 @@ class Replay:
         for listener in ["http", "grpc", "admin", "metrics"]:
             arguments += [f"--{listener}", "127.0.0.1:0"]
         with open(self.path / "log", "a") as log:
-            process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=log, text=True)
+            environment = os.environ | self.environment
+            process = subprocess.Popen(
+                arguments, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
+            )
         try:
             line = process.stdout.readline()
             found = re.search(r"http=(127\.0\.0\.1:\d+)", line)
@@ -162,26 +170,39 @@ class Replay:
                 self.post("/v1/labels", {"labels": [label]}, at_ms + 5 * MINUTE_MS)
                 self.labels.append((answered, step / 2, at_ms + 2, at_ms + 5 * MINUTE_MS))
 
+    def read(self, path):
+        """The bytes of a file of the offline store."""
+        return (self.path / "data" / "offline" / path).read_bytes()
+
     def files(self, table):
         """The files of a table by its manifest, each checked against it."""
-        root = self.path / "data" / "offline" / table
-        *lines, end = (root / "manifest.jsonl").read_bytes().splitlines(keepends=True)
+        *lines, end = self.read(f"{table}/manifest.jsonl").splitlines(keepends=True)
         assert json.loads(end)["sha256"] == hashlib.sha256(b"".join(lines)).hexdigest()
         head, *entries = map(json.loads, lines)
         assert (head["format"], head["table"]) == (1, table), head
         named = [entry for entry in entries if "retired" not in entry]
         for entry in named:
-            content = (root / entry["path"]).read_bytes()
+            content = self.read(f"{table}/{entry['path']}")
             assert len(content) == entry["bytes"], entry
             assert hashlib.sha256(content).hexdigest() == entry["sha256"], entry
-            assert pq.ParquetFile(root / entry["path"]).metadata.num_rows == entry["rows"], entry
-        return [str(root / entry["path"]) for entry in named]
+            rows = pq.ParquetFile(pa.BufferReader(content)).metadata.num_rows
+            assert rows == entry["rows"], entry
+        return [f"{table}/{entry['path']}" for entry in named]
+
+    def parquet(self, path):
+        """A sealed file, opened as pyarrow does it."""
+        # `ParquetFile`, since a dataset would add columns for the folders.
+        return pq.ParquetFile(self.path / "data" / "offline" / path)
 
     def arrow(self, table):
         """All rows of a table, by pyarrow, as dictionaries."""
-        # `ParquetFile`, since a dataset would add columns for the folders.
-        parts = [pq.ParquetFile(path).read() for path in self.files(table)]
+        parts = [self.parquet(path).read() for path in self.files(table)]
         return pa.concat_tables(parts, promote_options="default").to_pylist()
+
+    def sql(self, table):
+        """A table in DuckDB's words."""
+        paths = [str(self.path / "data" / "offline" / path) for path in self.files(table)]
+        return f"read_parquet({paths!r}, union_by_name = true)"
 
 
 def ms(time):
@@ -228,10 +249,9 @@ def check_duckdb(replay):
     """Counts, sums and a join, by DuckDB, against the same of what was sent."""
     sql = duckdb.connect()
     sql.execute("set timezone = 'UTC'")
-    table = lambda name: f"read_parquet({replay.files(name)!r}, union_by_name = true)"
     by_zone = sql.execute(
         f"select zone, count(*), count(fare), sum(fare), sum(paid::int), max(epoch_ms(_arrived)) "
-        f"from {table('events')} group by zone order by zone"
+        f"from {replay.sql('events')} group by zone order by zone"
     ).fetchall()
     for zone, count, fares, fare, paid, arrived in by_zone:
         sent = [(ride, at) for ride, at in replay.events if ride["zone"] == zone]
@@ -241,8 +261,8 @@ def check_duckdb(replay):
         assert paid == sum(ride["paid"] for ride, _ in sent)
     assert len(by_zone) == 3
     joined = sql.execute(
-        f"select p.request_id, p.score, l.value from {table('predictions')} p "
-        f"join {table('labels')} l using (prediction_id, row) order by p.at"
+        f"select p.request_id, p.score, l.value from {replay.sql('predictions')} p "
+        f"join {replay.sql('labels')} l using (prediction_id, row) order by p.at"
     ).fetchall()
     values = {answered: value for answered, value, _, _ in replay.labels}
     expected = [
@@ -252,7 +272,8 @@ def check_duckdb(replay):
     ]
     assert joined == expected
     # The manifest is itself a table.
-    manifest = replay.path / "data" / "offline" / "events" / "manifest.jsonl"
+    manifest = replay.path / "manifest"
+    manifest.write_bytes(replay.read("events/manifest.jsonl"))
     rows = sql.execute(
         f"select sum(rows) from read_json({str(manifest)!r}, format = 'newline_delimited', "
         "columns = {path: 'varchar', rows: 'bigint', retired: 'varchar'}) "
@@ -284,27 +305,31 @@ def check_features(replay):
         assert np.array_equal(sealed, np.array(told, dtype=np.float32), equal_nan=True), request_id
 
 
-def test_tables_of_a_folder(_gateway):
+def check_tables(replay):
     """Two lives of a gateway, three days."""
+    replay.events_before = lambda at_ms: sum(at < at_ms for _, at in replay.events)
+    replay.serve(lambda: replay.feed(range(130)))
+    replay.serve(lambda: replay.feed(range(130, 210)))
+    check_events(replay)
+    check_predictions(replay)
+    check_labels(replay)
+    check_duckdb(replay)
+    check_files_command(replay)
+    check_features(replay)
+    sent = len(replay.events), len(replay.predictions), len(replay.labels)
+    return "{} events, {} predictions, {} labels".format(*sent)
+
+
+def test_tables_of_a_folder(_gateway):
     with Replay() as replay:
-        replay.events_before = lambda at_ms: sum(at < at_ms for _, at in replay.events)
-        replay.serve(lambda: replay.feed(range(130)))
-        replay.serve(lambda: replay.feed(range(130, 210)))
-        check_events(replay)
-        check_predictions(replay)
-        check_labels(replay)
-        check_duckdb(replay)
-        check_files_command(replay)
-        check_features(replay)
-        sent = len(replay.events), len(replay.predictions), len(replay.labels)
-        return "{} events, {} predictions, {} labels".format(*sent)
+        return check_tables(replay)
 
 
 def test_a_damaged_file_is_named(_gateway):
     """One flipped bit of a sealed file, and `check --files` fails with its name."""
     with Replay() as replay:
         replay.serve(lambda: replay.feed(range(4)))
-        damaged = pathlib.Path(replay.files("events")[0])
+        damaged = replay.path / "data" / "offline" / replay.files("events")[0]
         content = bytearray(damaged.read_bytes())
         content[len(content) // 2] ^= 16
         damaged.write_bytes(content)
