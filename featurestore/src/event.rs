@@ -108,6 +108,20 @@ impl Source {
             .map_err(|problem| EventError { row, problem })
     }
 
+    /// The event time of values that [`Source::event`] would make an event of.
+    pub(crate) fn event_time(&self, values: &[Value], now_ms: i64) -> Result<i64, EventProblem> {
+        self.check_values(values)?;
+        self.checked_time(values, now_ms)
+    }
+
+    /// Appends the dedupe key of an event of these values.
+    pub(crate) fn put_dedupe_key(&self, values: &[Value], out: &mut Vec<u8>) {
+        self.put_dedupe_prefix(out);
+        for &field in &self.id_fields {
+            values[field].encode(out);
+        }
+    }
+
     /// What the dedupe keys of all its events begin with, and no other source's.
     pub(crate) fn put_dedupe_prefix(&self, out: &mut Vec<u8>) {
         varint::put(self.name.len() as u64, out);
@@ -149,8 +163,16 @@ impl Source {
         Ok(())
     }
 
-    /// The values have passed their fields; the time field is not nullable, so it holds an int.
     fn build(self: &Arc<Self>, values: Vec<Value>, now_ms: i64) -> Result<Event, EventProblem> {
+        Ok(Event {
+            source: Arc::clone(self),
+            event_ms: self.checked_time(&values, now_ms)?,
+            values: values.into_boxed_slice(),
+        })
+    }
+
+    /// The values have passed their fields; the time field is not nullable, so it holds an int.
+    fn checked_time(&self, values: &[Value], now_ms: i64) -> Result<i64, EventProblem> {
         let time = &self.fields[self.time_field];
         let &Value::Int(event_ms) = &values[self.time_field] else {
             return Err(at(time, FieldProblem::Null));
@@ -164,11 +186,7 @@ impl Source {
                 max_ms: self.future_max_ms,
             });
         }
-        Ok(Event {
-            source: Arc::clone(self),
-            event_ms,
-            values: values.into_boxed_slice(),
-        })
+        Ok(event_ms)
     }
 }
 
@@ -189,10 +207,7 @@ impl Event {
 
     /// Appends the bytes of [`Event::dedupe_key`].
     pub(crate) fn put_dedupe_key(&self, out: &mut Vec<u8>) {
-        self.source.put_dedupe_prefix(out);
-        for &field in &self.source.id_fields {
-            self.values[field].encode(out);
-        }
+        self.source.put_dedupe_key(&self.values, out);
     }
 }
 

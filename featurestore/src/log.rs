@@ -22,7 +22,7 @@ use crate::event::Event;
 use crate::online::ReadError;
 use crate::online::keys::{Column, Key};
 use crate::online::tables::Tables;
-use crate::value::{FieldType, Value, decode_values, encode_values};
+use crate::value::{FieldType, Value, decode_values, decode_values_into, encode_values};
 use crate::varint;
 
 pub(crate) use self::arrival::{ByArrival, by_arrival};
@@ -41,13 +41,34 @@ pub(crate) struct Logged {
 
 const ENTRY_VERSION: u8 = 1;
 
-/// Appends the binary form of an entry: version, schema, event time, arrival, values.
+/// Appends the binary form of an entry.
 pub(crate) fn encode_entry(schema: u32, event: &Event, arrived_ms: i64, out: &mut Vec<u8>) {
+    encode_values_entry(schema, (event.event_ms, arrived_ms), &event.values, out);
+}
+
+/// The same from its parts: version, schema, event time, arrival, values.
+pub(crate) fn encode_values_entry(
+    schema: u32,
+    (event_ms, arrived_ms): (i64, i64),
+    values: &[Value],
+    out: &mut Vec<u8>,
+) {
     out.push(ENTRY_VERSION);
     varint::put(u64::from(schema), out);
-    varint::put(varint::zigzag(event.event_ms), out);
+    varint::put(varint::zigzag(event_ms), out);
     varint::put(varint::zigzag(arrived_ms), out);
-    encode_values(&event.values, out);
+    encode_values(values, out);
+}
+
+/// Reads the values of an entry into as many; `None` where it does not decode.
+pub(crate) fn read_entry_values(entry: &[u8], values: &mut [Value]) -> Option<()> {
+    let (&version, rest) = entry.split_first()?;
+    let input = &mut { rest };
+    for _ in ["schema", "event time", "arrival"] {
+        varint::take(input)?;
+    }
+    let read = decode_values_into(input, values);
+    (version == ENTRY_VERSION && read.is_ok()).then_some(())
 }
 
 /// The schemas that entries were written with, and how they map to today's sources.

@@ -182,8 +182,10 @@ impl<'a> Past<'a> {
             mut backfilled,
         } = asked(self, service, query)?;
         served.sort_by_key(|row| (row.as_of_seq, row.at_ms));
-        backfilled.sort_by_key(|row| row.at_ms);
+        // As a training set has them.
+        backfilled.sort_by(|a, b| (a.at_ms, &a.request_id).cmp(&(b.at_ms, &b.request_id)));
         let mut joined = Joined::of_service(service);
+        joined.reserve(served.len() + backfilled.len());
         if let Some(newest) = served.last() {
             let (seen, sealed) = (newest.as_of_seq, self.events.sealed.manifest()?.sealed_seq);
             if seen > sealed {

@@ -319,6 +319,30 @@ pub fn encode_values(values: &[Value], out: &mut Vec<u8>) {
 
 /// Reads what `encode_values` wrote; all of `bytes` must be used.
 pub fn decode_values(bytes: &[u8]) -> Result<Box<[Value]>, ValueDecodeError> {
+    let (count, mut input) = decode_count(bytes)?;
+    let values = (0..count)
+        .map(|_| Value::decode(&mut input))
+        .collect::<Result<Box<[Value]>, _>>()?;
+    end_of_values(input)?;
+    Ok(values)
+}
+
+/// The same where it is known how many there are.
+pub(crate) fn decode_values_into(
+    bytes: &[u8],
+    values: &mut [Value],
+) -> Result<(), ValueDecodeError> {
+    let (count, mut input) = decode_count(bytes)?;
+    if count != values.len() as u64 {
+        return Err(ValueDecodeError::CutShort);
+    }
+    for value in values {
+        *value = Value::decode(&mut input)?;
+    }
+    end_of_values(input)
+}
+
+fn decode_count(bytes: &[u8]) -> Result<(u64, &[u8]), ValueDecodeError> {
     let (&version, mut input) = bytes.split_first().ok_or(ValueDecodeError::CutShort)?;
     if version != VALUES_VERSION {
         return Err(ValueDecodeError::Version { found: version });
@@ -328,13 +352,14 @@ pub fn decode_values(bytes: &[u8]) -> Result<Box<[Value]>, ValueDecodeError> {
     if count > input.len() as u64 {
         return Err(ValueDecodeError::CutShort);
     }
-    let values = (0..count)
-        .map(|_| Value::decode(&mut input))
-        .collect::<Result<Box<[Value]>, _>>()?;
-    if !input.is_empty() {
-        return Err(ValueDecodeError::Trailing { bytes: input.len() });
+    Ok((count, input))
+}
+
+fn end_of_values(rest: &[u8]) -> Result<(), ValueDecodeError> {
+    match rest.len() {
+        0 => Ok(()),
+        bytes => Err(ValueDecodeError::Trailing { bytes }),
     }
-    Ok(values)
 }
 
 /// A time from JSON: an RFC 3339 string, or integer milliseconds since the Unix epoch.

@@ -30,19 +30,20 @@ pub(super) fn read_csv(
     };
     let columns = fields.iter().map(column).collect::<Result<Vec<_>, _>>()?;
     let mut record = ByteRecord::new();
+    let mut values = Vec::with_capacity(fields.len());
     let mut row = 0;
     while rows
         .read_byte_record(&mut record)
         .map_err(|error| row_error(path, row, &error))?
     {
-        let value = |(field, &column): (&Field, &usize)| {
+        values.clear();
+        for (field, &column) in fields.iter().zip(&columns) {
             let text = record.get(column).unwrap_or_default();
-            value_of(field, text).map_err(|problem| field_error(path, row, field, &problem))
-        };
-        let values = fields.iter().zip(&columns).map(value);
-        let values = values.collect::<Result<Vec<_>, _>>()?;
+            let value = value_of(field, text);
+            values.push(value.map_err(|problem| field_error(path, row, field, &problem))?);
+        }
         let bytes = rows.position().byte();
-        on_row(Place { row, bytes }, values)?;
+        on_row(Place { row, bytes }, &mut values)?;
         row += 1;
     }
     Ok(())

@@ -59,22 +59,21 @@ fn read_all(
     for path in &request.files {
         let mut bytes = 0;
         read_rows(path, &source.fields, &mut |at, values| {
-            let event = source.event(at.row, values, request.now_ms);
-            let event = event.map_err(|error| row_error(path, at.row, &error.problem))?;
-            if event.event_ms < newest_ms {
+            let event_ms = source.event_time(values, request.now_ms);
+            let event_ms = event_ms.map_err(|problem| row_error(path, at.row, &problem))?;
+            if event_ms < newest_ms {
                 let field = &source.fields[source.time_field].name;
                 let problem = format!(
-                    "field `{field}`: time {} is before {newest_ms} of a row before it; sort the \
-                     files by time",
-                    event.event_ms
+                    "field `{field}`: time {event_ms} is before {newest_ms} of a row before it; sort \
+                     the files by time"
                 );
                 return Err(row_error(path, at.row, &problem));
             }
-            newest_ms = event.event_ms;
+            newest_ms = event_ms;
             bytes = at.bytes;
             pipeline.bytes = bytes_before + bytes;
-            pipeline.prepared.push(event);
-            match pipeline.prepared.events().len() == pipeline.group_events {
+            pipeline.prepared.push(event_ms, values);
+            match pipeline.prepared.len() == pipeline.group_events {
                 true => pipeline.send(),
                 false => Ok(()),
             }
@@ -127,7 +126,7 @@ impl<'a> Pipeline<'a> {
     }
 
     fn finish(mut self) -> Result<Imported, HistoryError> {
-        if !self.prepared.events().is_empty() {
+        if self.prepared.len() > 0 {
             self.send()?;
         }
         while !self.under_way.is_empty() {
@@ -148,11 +147,11 @@ impl<'a> Pipeline<'a> {
         let answers = self.answers.0.clone();
         // The channel has room for every group under way.
         let few = BULK_EVENTS_MIN.min(self.group_events);
-        let submitted = if group.events().len() < few {
+        let submitted = if group.len() < few {
             let done = Box::new(move |answer: Result<Ingested, IngestError>| {
                 let _ = answers.try_send(answer.map(|ingested| (ingested, None)));
             });
-            self.store.submit_history(group.take_events(), done)
+            self.store.submit_history(group.events(), done)
         } else {
             group.sort();
             let done = Box::new(move |answer: Result<(Ingested, Prepared), IngestError>| {

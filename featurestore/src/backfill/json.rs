@@ -37,8 +37,8 @@ pub(super) fn read_json_lines(
             continue;
         }
         let values = values_of_object(fields, &line, absent);
-        let values = values.map_err(|error| row_error(path, at.row, &error))?;
-        on_row(at, values)?;
+        let mut values = values.map_err(|error| row_error(path, at.row, &error))?;
+        on_row(at, &mut values)?;
         at.row += 1;
     }
 }

@@ -97,7 +97,8 @@ struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    fn row(&mut self, row: usize, mut values: Vec<Value>) -> Result<(), HistoryError> {
+    fn row(&mut self, row: usize, values: &mut Vec<Value>) -> Result<(), HistoryError> {
+        let mut values = std::mem::take(values);
         let wrong = |problem: String| row_error(self.path, row, &problem);
         let tail = values.split_off(self.service.request.len());
         let checked = self.service.check_request(&values);

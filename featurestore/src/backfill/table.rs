@@ -34,8 +34,8 @@ pub(super) struct Place {
     pub(super) bytes: u64,
 }
 
-/// Takes each row's values, in the order of the fields asked for.
-pub(super) type OnRow<'a> = &'a mut dyn FnMut(Place, Vec<Value>) -> Result<(), HistoryError>;
+/// Takes each row's values, in the order of the fields asked for. The list is filled anew for the next.
+pub(super) type OnRow<'a> = &'a mut dyn FnMut(Place, &mut Vec<Value>) -> Result<(), HistoryError>;
 
 /// Calls `on_row` for each row. A nullable column may be missing from a JSON row, but not from a Parquet
 /// or CSV file.
@@ -72,20 +72,22 @@ fn read_parquet(path: &Path, fields: &[Field], on_row: OnRow<'_>) -> Result<(), 
         .build()
         .map_err(|error| failed(&error))?;
     let mut first = 0;
+    let mut values = Vec::with_capacity(fields.len());
     for batch in batches {
         let batch = batch.map_err(|error| failed(&error))?;
         let column = |field| Column::of((path, first), &batch, field);
         let columns = fields.iter().map(column).collect::<Result<Vec<_>, _>>()?;
         for index in 0..batch.num_rows() {
             let row = first + index;
-            let values = columns.iter().map(|column| column.value(index)).collect();
+            values.clear();
+            values.extend(columns.iter().map(|column| column.value(index)));
             let share = bytes as f64 * (row + 1) as f64 / rows.max(1) as f64;
             on_row(
                 Place {
                     row,
                     bytes: share as u64,
                 },
-                values,
+                &mut values,
             )?;
         }
         first += batch.num_rows();

@@ -16,11 +16,13 @@ use super::{Group, Writer};
 use crate::definition::{Source, View, ViewKey};
 use crate::event::Event;
 use crate::key_table::{KeyTable, encode_key};
+use crate::log::{encode_values_entry, read_entry_values};
 use crate::online::bulk::BulkFiles;
 use crate::online::keys::{Column, Key};
 use crate::online::shared::{Shared, locked};
 use crate::online::tables::Tables;
 use crate::online::{IngestError, Ingested, ReadError};
+use crate::value::Value;
 use crate::window::{Folded, ViewState};
 
 /// Called like [`crate::Done`], and gives the events back to the thread that made them.
@@ -30,7 +32,7 @@ pub(crate) type BulkDone = Box<dyn FnOnce(Result<(Ingested, Prepared), IngestErr
 pub(crate) struct Prepared {
     source: Arc<Source>,
     schema: u32,
-    events: Vec<Event>,
+    event_times: Vec<i64>,
     /// The log entries, one after another, and their ends.
     entries: Vec<u8>,
     entry_ends: Vec<usize>,
@@ -47,7 +49,7 @@ impl Prepared {
         Some(Self {
             source: Arc::clone(source),
             schema: shared.schemas.id_of(source)?,
-            events: Vec::new(),
+            event_times: Vec::new(),
             entries: Vec::new(),
             entry_ends: Vec::new(),
             keys: Vec::new(),
@@ -56,27 +58,45 @@ impl Prepared {
         })
     }
 
-    /// Adds an event of the source.
-    pub(crate) fn push(&mut self, event: Event) {
-        crate::log::encode_entry(self.schema, &event, event.event_ms, &mut self.entries);
+    /// Adds an event of the source, whose values were checked.
+    pub(crate) fn push(&mut self, event_ms: i64, values: &[Value]) {
+        let times = (event_ms, event_ms);
+        encode_values_entry(self.schema, times, values, &mut self.entries);
         self.entry_ends.push(self.entries.len());
-        event.put_dedupe_key(&mut self.keys);
+        self.source.put_dedupe_key(values, &mut self.keys);
         self.key_ends.push(self.keys.len());
-        self.events.push(event);
+        self.event_times.push(event_ms);
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.event_times.len()
     }
 
     /// Sorts what was pushed.
     pub(crate) fn sort(&mut self) {
-        let count =
-            u32::try_from(self.events.len()).expect("a group has far fewer than 2^32 events");
-        let mut by_key: Vec<u32> = (0..count).collect();
-        by_key.sort_unstable_by(|&a, &b| self.key(a).cmp(self.key(b)).then(a.cmp(&b)));
-        self.by_key = by_key;
+        let count = u32::try_from(self.len()).expect("a group has far fewer than 2^32 events");
+        let mut prefix = Vec::new();
+        self.source.put_dedupe_prefix(&mut prefix);
+        // Most keys differ in the bytes that follow the source's name.
+        let head = |index: u32| {
+            let mut head = [0; 8];
+            let own = &self.key(index)[prefix.len()..];
+            let count = own.len().min(head.len());
+            head[..count].copy_from_slice(&own[..count]);
+            (u64::from_be_bytes(head), index)
+        };
+        let mut by_key: Vec<(u64, u32)> = (0..count).map(head).collect();
+        by_key.sort_unstable_by(|a, b| {
+            let whole = || self.key(a.1).cmp(self.key(b.1)).then(a.1.cmp(&b.1));
+            a.0.cmp(&b.0).then_with(whole)
+        });
+        self.by_key = by_key.into_iter().map(|(_, index)| index).collect();
     }
 
     /// Takes all events out, to be filled again.
     pub(crate) fn clear(&mut self) {
-        self.events.clear();
+        self.event_times.clear();
         self.entries.clear();
         self.entry_ends.clear();
         self.keys.clear();
@@ -84,21 +104,36 @@ impl Prepared {
     }
 
     /// The events, in the order in which they were pushed.
-    pub(crate) fn events(&self) -> &[Event] {
-        &self.events
-    }
-
-    /// Takes the events alone.
-    pub(crate) fn take_events(&mut self) -> Vec<Event> {
-        let events = std::mem::take(&mut self.events);
-        self.clear();
-        events
+    pub(crate) fn events(&self) -> Vec<Event> {
+        let event = |index| {
+            let mut event = self.no_event();
+            self.read(index, &mut event);
+            event
+        };
+        (0..self.len()).map(event).collect()
     }
 
     /// What it holds in memory, about.
     pub(crate) fn bytes(&self) -> usize {
-        const EVENT_BYTES: usize = 320;
-        self.entries.len() + self.keys.len() + self.events.len() * EVENT_BYTES
+        const EVENT_BYTES: usize = 32;
+        self.entries.len() + self.keys.len() + self.len() * EVENT_BYTES
+    }
+
+    /// An event to read others into.
+    fn no_event(&self) -> Event {
+        Event {
+            source: Arc::clone(&self.source),
+            event_ms: 0,
+            values: vec![Value::Null; self.source.fields.len()].into(),
+        }
+    }
+
+    /// Reads an event from its entry: kept as they are, a group's events would fill the memory that its
+    /// states are folded in.
+    fn read(&self, index: usize, event: &mut Event) {
+        event.event_ms = self.event_times[index];
+        let read = read_entry_values(self.entry(index), &mut event.values);
+        read.expect("the entry was encoded here");
     }
 
     fn key(&self, index: u32) -> &[u8] {
@@ -156,11 +191,13 @@ impl Writer {
         let life = tables.lives().of(&bulk.source);
         let mut folds = Folds::new(&shared.definitions.views, &bulk.source);
         folds.begin(tables, &mut self.seen)?;
-        let mut seqs = vec![0; bulk.events.len()];
-        for (index, event) in bulk.events.iter().enumerate() {
+        let mut seqs = vec![0; bulk.len()];
+        let mut event = bulk.no_event();
+        for index in 0..bulk.len() {
             if known[index] {
                 continue;
             }
+            bulk.read(index, &mut event);
             if life.is_some_and(|life| life.may_have_forgotten(event.event_ms)) {
                 known[index] = true;
                 ingested.late += 1;
@@ -170,7 +207,7 @@ impl Writer {
             self.last_seq += 1;
             seqs[index] = self.last_seq;
             ingested.accepted += 1;
-            if folds.fold(tables, event, self.last_seq)? == Folded::TooLate {
+            if folds.fold(tables, &event, self.last_seq)? == Folded::TooLate {
                 ingested.late += 1;
             }
         }
@@ -186,7 +223,7 @@ impl Writer {
         let files = BulkFiles::start(&shared.data_dir)?;
         let new = |index: &usize| !known[*index];
         files.write(Column::Events, |pairs| {
-            for index in (0..bulk.events.len()).filter(new) {
+            for index in (0..bulk.len()).filter(new) {
                 pairs.put(&seqs[index].to_be_bytes(), bulk.entry(index))?;
             }
             Ok(())

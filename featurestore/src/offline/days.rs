@@ -92,7 +92,7 @@ impl DayFiles {
                 if self.open.len() == OPEN_MAX {
                     self.close(0)?;
                 }
-                let writer = SegmentWriter::new(&self.schema);
+                let writer = SegmentWriter::new(&self.schema, self.table.kind().compression());
                 let writer = writer.map_err(|error| self.failed(&error))?;
                 self.open.push((day, writer));
                 self.open.len() - 1

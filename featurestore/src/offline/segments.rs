@@ -11,7 +11,7 @@ use chrono::{DateTime, NaiveDate};
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
-use parquet::basic::{Compression, ZstdLevel};
+use parquet::basic::Compression;
 use parquet::errors::ParquetError;
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
@@ -127,14 +127,14 @@ pub(crate) struct Indexed<'a> {
 
 impl SegmentWriter {
     /// An empty file.
-    pub(crate) fn new(schema: &SchemaRef) -> Result<Self, ParquetError> {
+    pub(crate) fn new(schema: &SchemaRef, compression: Compression) -> Result<Self, ParquetError> {
         let metadata = schema.metadata().iter();
         let mut metadata: Vec<_> = metadata
             .map(|(key, value)| KeyValue::new(key.clone(), value.clone()))
             .collect();
         metadata.sort_by(|a, b| a.key.cmp(&b.key));
         let properties = WriterProperties::builder()
-            .set_compression(Compression::ZSTD(ZstdLevel::try_new(1)?))
+            .set_compression(compression)
             .set_statistics_enabled(EnabledStatistics::Chunk)
             .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
             .set_key_value_metadata(Some(metadata))

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Weak};
 
 use bytes::Bytes;
+use parquet::basic::{Compression, ZstdLevel};
 use sha2::{Digest as _, Sha256};
 
 use super::OfflineError;
@@ -55,6 +56,15 @@ impl TableKind {
             Self::Labels => ("arrived", Some("seq")),
         };
         Indexed { time, seq }
+    }
+
+    /// Zstandard takes and clears a hundred KiB for each column of each file that it reads. Of events
+    /// there are many small files (one a source and day), which it makes no smaller than Snappy does.
+    pub(crate) fn compression(self) -> Compression {
+        match self {
+            Self::Events => Compression::SNAPPY,
+            Self::Predictions | Self::Labels => Compression::ZSTD(ZstdLevel::default()),
+        }
     }
 }
 

@@ -186,6 +186,13 @@ impl Joined {
         }
     }
 
+    /// Makes room for so many more rows.
+    pub(crate) fn reserve(&mut self, rows: usize) {
+        let width = self.names.as_ref().map_or(0, |(names, _)| names.len());
+        self.values.reserve_exact(rows * width);
+        self.rows.reserve_exact(rows);
+    }
+
     /// Adds a row with its features.
     pub(crate) fn push(&mut self, values: &[f32], row: TrainingRow) {
         self.values.extend_from_slice(values);
@@ -328,7 +335,7 @@ pub(crate) fn assemble(mut parts: Vec<Joined>) -> Result<TrainingSet, OfflineErr
         refused: refused
             .filter(|&&prediction| seen.insert(prediction))
             .count() as u64,
-        values: Vec::with_capacity(order.len() * width),
+        values: Vec::new(),
         labels: order.iter().map(|&place| row(place).label).collect(),
         predicted_ms: order.iter().map(|&it| row(it).predicted_ms).collect(),
         known_ms: order.iter().map(|&place| row(place).known_ms).collect(),
@@ -337,9 +344,12 @@ pub(crate) fn assemble(mut parts: Vec<Joined>) -> Result<TrainingSet, OfflineErr
         names,
         digest: [0; 32],
     };
-    order
-        .iter()
-        .for_each(|&it| set.values.extend_from_slice(values(it)));
+    let as_they_are = parts.len() == 1 && order.iter().map(|it| it.1).eq(0..parts[0].rows.len());
+    // A copy would double what is in memory.
+    set.values = match as_they_are {
+        true => std::mem::take(&mut parts[0].values),
+        false => order.iter().flat_map(|&it| values(it)).copied().collect(),
+    };
     set.digest = digest(&set);
     Ok(set)
 }

@@ -1,8 +1,8 @@
 //! The tiles of all windows of a view, one window's after the other's, oldest first.
 //!
 //! Sparse: only tiles with events exist. Events come about in order of time, so a fold mostly finds each
-//! window's newest tile at its end; where time has moved on, one pass forward drops what is no longer held
-//! and one backward makes room for the new tiles, each moving a tile once at most.
+//! window's newest tile at its end; where time has moved on, one pass drops what is no longer held and
+//! puts the new tiles behind.
 
 use super::summary::TileSummary;
 use super::{SUM_MAX, term};
@@ -32,6 +32,15 @@ pub(super) struct Tiles {
     cells: Vec<Cell>,
     /// One for each of the view's `summaries` of each tile, in the same order
     summaries: Vec<TileSummary>,
+}
+
+/// What becomes of a window's tiles.
+#[derive(Clone, Copy, Default)]
+struct Change {
+    /// So many of the oldest go
+    stale: usize,
+    /// The number of one that is put behind
+    new: Option<i64>,
 }
 
 /// The tile of each window that takes an event, or `NOWHERE`.
@@ -93,23 +102,22 @@ impl Tiles {
 
     /// Where an event of the newest time goes: drops what is no longer held, makes what is not there yet.
     pub(super) fn newest(&mut self, view: &View, newest_ms: i64) -> Places {
-        let mut numbers = [0; WINDOWS_MAX];
-        let (mut missing, mut stale) = (0, false);
+        let mut changes = [Change::default(); WINDOWS_MAX];
+        let mut changed = false;
         for (index, window) in view.windows.iter().enumerate() {
             let own = &self.tiles[self.of_window(index)];
             let newest = number_near(window, newest_ms, own.last());
-            numbers[index] = newest;
-            missing += usize::from(own.last().is_none_or(|tile| tile.number != newest));
             let oldest = newest - window.tiling().held + 1;
-            stale |= own.first().is_some_and(|tile| tile.number < oldest);
+            let change = &mut changes[index];
+            change.stale = own.iter().take_while(|tile| tile.number < oldest).count();
+            change.new = own
+                .last()
+                .is_none_or(|it| it.number != newest)
+                .then_some(newest);
+            changed |= change.stale > 0 || change.new.is_some();
         }
-        if stale {
-            self.drop_older(view, |index, window| {
-                numbers[index] - window.tiling().held + 1
-            });
-        }
-        if missing > 0 {
-            self.append(view, &numbers, missing);
+        if changed {
+            self.rearrange(view, &changes);
         }
         let mut places = Places([NOWHERE; WINDOWS_MAX]);
         for (place, end) in places.0.iter_mut().zip(&self.ends).take(view.windows.len()) {
@@ -174,7 +182,13 @@ impl Tiles {
     /// Lets go of the tiles that are not held at `at_ms`, and of the memory that they took.
     pub(super) fn release(&mut self, view: &View, at_ms: i64) {
         let held = self.tiles.len();
-        self.drop_older(view, |_, window| window.tiling().oldest_held(at_ms));
+        let mut changes = [Change::default(); WINDOWS_MAX];
+        for (index, window) in view.windows.iter().enumerate() {
+            let oldest = window.tiling().oldest_held(at_ms);
+            let own = self.tiles[self.of_window(index)].iter();
+            changes[index].stale = own.take_while(|tile| tile.number < oldest).count();
+        }
+        self.rearrange(view, &changes);
         if self.tiles.len() < held {
             self.tiles.shrink_to_fit();
             self.cells.shrink_to_fit();
@@ -182,47 +196,37 @@ impl Tiles {
         }
     }
 
-    /// Drops the tiles of each window before the oldest that it holds.
-    fn drop_older(&mut self, view: &View, oldest: impl Fn(usize, &Window) -> i64) {
-        let (mut start, mut kept) = (0, 0);
-        for (index, window) in view.windows.iter().enumerate() {
-            let end = usize::from(self.ends[index]);
-            let oldest = oldest(index, window);
-            let own = self.tiles[start..end].iter();
-            start += own.take_while(|tile| tile.number < oldest).count();
-            self.shift(view, start..end, kept);
-            kept += end - start;
-            self.ends[index] = kept as u8;
-            start = end;
+    /// Drops and adds tiles of every window in one pass from the front. Where more would be written than
+    /// was read before, all of them are moved out of the way first.
+    fn rearrange(&mut self, view: &View, changes: &[Change; WINDOWS_MAX]) {
+        let changes = &changes[..view.windows.len()];
+        let (mut ahead, mut room) = (0isize, 0);
+        for change in changes {
+            ahead += isize::from(change.new.is_some()) - change.stale as isize;
+            room = ahead.max(room);
         }
-        self.tiles.truncate(kept);
-        self.cells.truncate(kept * view.measures.len());
-        self.summaries.truncate(kept * view.summaries.len());
-    }
-
-    /// Makes the newest tile of each window that does not have it; so many are missing.
-    fn append(&mut self, view: &View, numbers: &[i64; WINDOWS_MAX], mut missing: usize) {
-        let width = view.measures.len();
-        self.grow(view, missing);
-        for index in (0..view.windows.len()).rev() {
-            if missing == 0 {
-                return;
-            }
-            let own = self.of_window(index);
-            let there = self.tiles[own.clone()].last();
-            let is_new = there.is_none_or(|tile| tile.number != numbers[index]);
-            self.ends[index] = (own.end + missing) as u8;
-            missing -= usize::from(is_new);
-            self.shift(view, own.clone(), own.start + missing);
-            if is_new {
-                let place = own.end + missing;
-                self.tiles[place] = Tile {
-                    number: numbers[index],
-                    rows: 0,
-                };
-                self.cells[place * width..(place + 1) * width].fill(Cell::default());
-            }
+        let room = room.unsigned_abs();
+        if room > 0 {
+            let all = 0..self.tiles.len();
+            self.grow(view, room);
+            self.shift(view, all, room);
         }
+        let (mut from, mut to) = (room, 0);
+        for (index, change) in changes.iter().enumerate() {
+            let end = usize::from(self.ends[index]) + room;
+            let kept = from + change.stale..end;
+            from = end;
+            self.shift(view, kept.clone(), to);
+            to += kept.len();
+            if let Some(number) = change.new {
+                self.clear(view, to, number);
+                to += 1;
+            }
+            self.ends[index] = to as u8;
+        }
+        self.tiles.truncate(to);
+        self.cells.truncate(to * view.measures.len());
+        self.summaries.truncate(to * view.summaries.len());
     }
 
     /// Makes one tile.
@@ -230,11 +234,21 @@ impl Tiles {
         let behind = place..self.tiles.len();
         self.grow(view, 1);
         self.shift(view, behind, place + 1);
-        let width = view.measures.len();
+        self.clear(view, place, number);
+        let ends = &mut self.ends[window..view.windows.len()];
+        ends.iter_mut().for_each(|end| *end += 1);
+    }
+
+    /// Begins a tile where no other is any more.
+    fn clear(&mut self, view: &View, place: usize, number: i64) {
         self.tiles[place] = Tile { number, rows: 0 };
+        let width = view.measures.len();
         self.cells[place * width..(place + 1) * width].fill(Cell::default());
-        let windows = &mut self.ends[window..view.windows.len()];
-        windows.iter_mut().for_each(|end| *end += 1);
+        let width = view.summaries.len();
+        let summaries = &mut self.summaries[place * width..(place + 1) * width];
+        for (held, summary) in summaries.iter_mut().zip(&view.summaries) {
+            *held = TileSummary::new(summary.kind);
+        }
     }
 
     /// Adds so many empty tiles behind all others, which are no window's yet.
@@ -249,7 +263,7 @@ impl Tiles {
         }
     }
 
-    /// Moves tiles to where they begin at `to`. Summaries change places, so that empty ones stay whole.
+    /// Moves tiles to where they begin at `to`; summaries change places.
     fn shift(&mut self, view: &View, from: std::ops::Range<usize>, to: usize) {
         if from.start == to || from.is_empty() {
             return;

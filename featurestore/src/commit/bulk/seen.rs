@@ -97,7 +97,7 @@ impl Seen {
         bulk: &Prepared,
     ) -> Result<Vec<bool>, ReadError> {
         self.begin(tables, &bulk.source)?;
-        let mut known = vec![false; bulk.events.len()];
+        let mut known = vec![false; bulk.len()];
         let mut asked = Vec::new();
         let mut before: Option<u32> = None;
         let mut filter = self.filters.get_mut(&bulk.source.name);
