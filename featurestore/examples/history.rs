@@ -43,6 +43,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (began, cpu) = (Instant::now(), cpu_s());
     let done = store.backfill(&request, &mut |_| {})?;
     report("backfill", done.rows, (began, cpu));
+    let (began, cpu) = (Instant::now(), cpu_s());
+    let sealed = store.seal()?;
+    report("seal", sealed.events, (began, cpu));
     let query = TrainingQuery {
         model: service.clone(),
         service: service.clone(),

@@ -60,8 +60,8 @@ impl fmt::Display for FieldType {
 /// The longest string value, in bytes.
 pub const STRING_BYTES_MAX: usize = 4096;
 
-/// Floats reach up to here, exclusive: 2^63. In 2^-32 units a tile's sum then holds a thousand
-/// million of them (`window::SUM_MAX`).
+/// Floats reach up to here, exclusive: 2^63. In 2^-32 units a tile's sum then holds 268 million of them
+/// (`window::SUM_MAX`).
 const FLOAT_MAGNITUDE_MAX: f64 = 9_223_372_036_854_775_808.0;
 
 /// Times reach from year 1 to year 9999, as RFC 3339 can write them.

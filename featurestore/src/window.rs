@@ -123,8 +123,9 @@ struct Latest {
     seq: u64,
 }
 
-/// Sums stay within ± this. A value is below 2^63, so a tile holds 2^30 of the largest.
-const SUM_MAX: i128 = 1 << 125;
+/// Sums stay within ± this. A value is below 2^63, so a tile holds 2^28 of the largest; sixteen tiles
+/// add up without overflow.
+const SUM_MAX: i128 = 1 << 123;
 
 /// Units of a fixed-point sum in 1.0.
 const SUM_UNITS: f64 = 4_294_967_296.0;

@@ -155,6 +155,7 @@ impl ViewState {
                 held.push(TileSummary::decode(summary.kind, field, input)?);
             }
         }
+        state.tiles.add_up(view);
         let masks = Masks::take(view.decays.len(), input)?;
         let tilings = view.decays.iter().map(Decay::tiling);
         masks.each(tilings, latest, |decay, number| {

@@ -259,22 +259,14 @@ impl<'a> Reading<'a> {
     }
 
     fn rows(&self, window: usize) -> f64 {
-        let tiles = &self.state.tiles.tiles()[self.covered(window)];
-        tiles.iter().map(|tile| tile.rows).sum::<u64>() as f64
+        let covered = self.covered(window);
+        self.state.tiles.rows(self.view, window, covered) as f64
     }
 
     fn total(&self, window: usize, measure: usize) -> Cell {
-        let width = self.view.measures.len();
         let covered = self.covered(window);
-        let cells = &self.state.tiles.cells()[covered.start * width..covered.end * width];
-        let mut total = Cell::default();
-        for tile in cells.chunks_exact(width) {
-            let cell = &tile[measure];
-            total.present += cell.present;
-            // Twelve sums of up to 2^125 do not fit 128 bits.
-            total.sum = total.sum.saturating_add(cell.sum);
-        }
-        total
+        let tiles = &self.state.tiles;
+        tiles.sum(self.view, (window, measure), covered)
     }
 
     /// One summary in each covered tile, oldest first.

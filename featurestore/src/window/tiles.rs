@@ -2,7 +2,10 @@
 //!
 //! Sparse: only tiles with events exist. Events come about in order of time, so a fold mostly finds each
 //! window's newest tile at its end; where time has moved on, one pass drops what is no longer held and
-//! puts the new tiles behind.
+//! puts the new tiles behind. The totals of each window's tiles are kept, so that a read need not add them
+//! up: integers, so what comes and goes is added and subtracted exactly.
+
+use std::ops::Range;
 
 use super::summary::TileSummary;
 use super::{SUM_MAX, term};
@@ -23,6 +26,18 @@ pub(super) struct Cell {
     pub(super) sum: i128,
 }
 
+impl Cell {
+    fn add(&mut self, other: &Self) {
+        self.present += other.present;
+        self.sum += other.sum;
+    }
+
+    fn subtract(&mut self, other: &Self) {
+        self.present -= other.present;
+        self.sum -= other.sum;
+    }
+}
+
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tiles {
     /// Where the tiles of each window end; sixteen windows of twelve tiles fit
@@ -32,6 +47,8 @@ pub(super) struct Tiles {
     cells: Vec<Cell>,
     /// One for each of the view's `summaries` of each tile, in the same order
     summaries: Vec<TileSummary>,
+    /// Of all tiles of each window, one after another
+    totals: Vec<Cell>,
 }
 
 /// What becomes of a window's tiles.
@@ -56,6 +73,7 @@ impl Tiles {
             tiles: Vec::with_capacity(tiles),
             cells: Vec::with_capacity(tiles * view.measures.len()),
             summaries: Vec::with_capacity(tiles * view.summaries.len()),
+            totals: vec![Cell::default(); totals_of(view)],
         }
     }
 
@@ -71,8 +89,52 @@ impl Tiles {
         (&mut self.tiles, &mut self.cells, &mut self.summaries)
     }
 
+    /// Adds up what was pushed and filled.
+    pub(super) fn add_up(&mut self, view: &View) {
+        for window in 0..view.windows.len() {
+            for place in self.of_window(window) {
+                self.account(view, (window, place), Cell::add);
+            }
+        }
+    }
+
+    /// Events in some of a window's tiles.
+    pub(super) fn rows(&self, view: &View, window: usize, some: Range<usize>) -> u64 {
+        let rows = |part: Range<usize>| self.tiles[part].iter().map(|it| it.rows).sum::<u64>();
+        let own = self.of_window(window);
+        if 2 * some.len() <= own.len() {
+            return rows(some);
+        }
+        let total = self.totals[window * (view.measures.len() + 1)].present;
+        total - rows(own.start..some.start) - rows(some.end..own.end)
+    }
+
+    /// A measure over some of a window's tiles.
+    pub(super) fn sum(
+        &self,
+        view: &View,
+        (window, measure): (usize, usize),
+        some: Range<usize>,
+    ) -> Cell {
+        let width = view.measures.len();
+        let cells = |part: Range<usize>| {
+            let cells = self.cells[part.start * width..part.end * width].chunks_exact(width);
+            cells.map(move |tile| &tile[measure])
+        };
+        let own = self.of_window(window);
+        if 2 * some.len() <= own.len() {
+            let mut total = Cell::default();
+            cells(some).for_each(|cell| total.add(cell));
+            return total;
+        }
+        let mut total = self.totals[window * (width + 1) + 1 + measure];
+        cells(own.start..some.start).for_each(|cell| total.subtract(cell));
+        cells(some.end..own.end).for_each(|cell| total.subtract(cell));
+        total
+    }
+
     /// Where a window's tiles lie.
-    pub(super) fn of_window(&self, window: usize) -> std::ops::Range<usize> {
+    pub(super) fn of_window(&self, window: usize) -> Range<usize> {
         let start = window.checked_sub(1).map_or(0, |before| self.ends[before]);
         usize::from(start)..usize::from(self.ends[window])
     }
@@ -95,7 +157,7 @@ impl Tiles {
     /// What they take in memory beside their own size, in bytes.
     pub(super) fn bytes(&self) -> usize {
         size_of::<Tile>() * self.tiles.capacity()
-            + size_of::<Cell>() * self.cells.capacity()
+            + size_of::<Cell>() * (self.cells.capacity() + self.totals.capacity())
             + size_of::<TileSummary>() * self.summaries.capacity()
             + self.summaries.iter().map(TileSummary::bytes).sum::<usize>()
     }
@@ -154,25 +216,32 @@ impl Tiles {
     ) -> bool {
         let places = &places.0[..view.windows.len()];
         let places = || {
-            places
-                .iter()
-                .filter(|&&it| it != NOWHERE)
-                .map(|&it| usize::from(it))
+            let placed = |(window, &place): (usize, &u8)| (window, usize::from(place));
+            let placed = places.iter().enumerate().map(placed);
+            placed.filter(|(_, place)| *place != usize::from(NOWHERE))
         };
-        places().for_each(|place| self.tiles[place].rows += 1);
+        self.totals.resize(totals_of(view), Cell::default());
         let width = view.measures.len();
+        for (window, place) in places() {
+            self.tiles[place].rows += 1;
+            self.totals[window * (width + 1)].present += 1;
+        }
         for (index, measure) in view.measures.iter().enumerate() {
             if let Some(term) = term(measure.kind, &event.values[measure.field]) {
-                for place in places() {
+                for (window, place) in places() {
                     let cell = &mut self.cells[place * width + index];
+                    let sum = cell.sum.saturating_add(term).clamp(-SUM_MAX, SUM_MAX);
+                    let total = &mut self.totals[window * (width + 1) + 1 + index];
+                    total.sum += sum - cell.sum;
+                    total.present += 1;
+                    cell.sum = sum;
                     cell.present += 1;
-                    cell.sum = cell.sum.saturating_add(term).clamp(-SUM_MAX, SUM_MAX);
                 }
             }
         }
         let width = view.summaries.len();
         for (index, summary) in view.summaries.iter().enumerate() {
-            for place in places() {
+            for (_, place) in places() {
                 self.summaries[place * width + index].add(event, seq, summary.field);
             }
         }
@@ -213,6 +282,9 @@ impl Tiles {
         }
         let (mut from, mut to) = (room, 0);
         for (index, change) in changes.iter().enumerate() {
+            for place in from..from + change.stale {
+                self.account(view, (index, place), Cell::subtract);
+            }
             let end = usize::from(self.ends[index]) + room;
             let kept = from + change.stale..end;
             from = end;
@@ -227,6 +299,26 @@ impl Tiles {
         self.tiles.truncate(to);
         self.cells.truncate(to * view.measures.len());
         self.summaries.truncate(to * view.summaries.len());
+    }
+
+    /// Adds a tile to its window's totals, or subtracts it.
+    fn account(
+        &mut self,
+        view: &View,
+        (window, place): (usize, usize),
+        change: fn(&mut Cell, &Cell),
+    ) {
+        let width = view.measures.len();
+        let rows = Cell {
+            present: self.tiles[place].rows,
+            sum: 0,
+        };
+        let own = std::iter::once(&rows).chain(&self.cells[place * width..][..width]);
+        let totals = &mut self.totals[window * (width + 1)..][..width + 1];
+        totals
+            .iter_mut()
+            .zip(own)
+            .for_each(|(total, cell)| change(total, cell));
     }
 
     /// Makes one tile.
@@ -264,7 +356,7 @@ impl Tiles {
     }
 
     /// Moves tiles to where they begin at `to`; summaries change places.
-    fn shift(&mut self, view: &View, from: std::ops::Range<usize>, to: usize) {
+    fn shift(&mut self, view: &View, from: Range<usize>, to: usize) {
         if from.start == to || from.is_empty() {
             return;
         }
@@ -280,6 +372,11 @@ impl Tiles {
             false => (0..count).rev().for_each(&mut swap),
         }
     }
+}
+
+/// Totals of a state: for each window the rows (`present`), then the measures.
+fn totals_of(view: &View) -> usize {
+    view.windows.len() * (view.measures.len() + 1)
 }
 
 /// `Window::tile_of`, without a division where `at_ms` lies in the tile given.
