@@ -54,8 +54,8 @@ impl Case {
         self.median(|spent| self.count as f64 / spent.wall.as_secs_f64())
     }
 
-    fn cores(&self) -> f64 {
-        self.median(|spent| spent.cpu.as_secs_f64() / spent.wall.as_secs_f64())
+    fn per_core_second(&self) -> f64 {
+        self.median(|spent| self.count as f64 / spent.cpu.as_secs_f64())
     }
 
     fn peak_mib(&self) -> f64 {
@@ -211,7 +211,7 @@ fn finding(conditions: Conditions, lengths: &[Length]) -> Finding {
         "count",
         "a second",
         "s",
-        "cores",
+        "a second of processor",
         "peak, MiB",
     ]);
     let mut figures = serde_json::Map::new();
@@ -226,7 +226,7 @@ fn finding(conditions: Conditions, lengths: &[Length]) -> Finding {
                 format!("{} {}", case.count, case.unit),
                 short(case.per_second()),
                 short(wall_s),
-                short(case.cores()),
+                short(case.per_core_second()),
                 short(case.peak_mib()),
             ]);
             let runs = |figure: fn(&Spent) -> f64| case.runs.iter().map(figure).collect::<Vec<_>>();
@@ -252,7 +252,8 @@ fn finding(conditions: Conditions, lengths: &[Length]) -> Finding {
              Parquet dataset; its digest must equal that of the rows as the backfill recorded them. pandas \
              ({} features of the row, the request's own are left out) takes two `merge_asof` of running totals \
              for each window, timed from reading its files to the frame in memory, without the start of Python; \
-             its values must agree with ours. Medians of {} rounds.",
+             its values must agree with ours. The last figure is the highest resident memory: the import and the \
+             backfill stream, a dataset is put together in memory. Medians of {} rounds.",
             longest.features, conditions.runs
         ),
         conditions,
@@ -260,11 +261,11 @@ fn finding(conditions: Conditions, lengths: &[Length]) -> Finding {
         table,
         plots: Vec::new(),
         bars: vec![Bars {
-            title: "Training rows, a year of flights, one core".into(),
+            title: "Training rows, a year of flights, by processor time".into(),
             unit: "rows/s".into(),
             bars: bars
                 .iter()
-                .map(|case| (case.name.clone(), case.per_second()))
+                .map(|case| (case.name.clone(), case.per_core_second()))
                 .collect(),
         }],
     }
