@@ -4,6 +4,7 @@
 //! and the states of the views that the service needs; it reads no store and no clock.
 
 mod derived;
+mod rows;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use thiserror::Error;
 
 pub use self::derived::Derived;
 use self::derived::Row;
+pub(crate) use self::rows::Rows;
 use crate::definition::{Meaning, View, ViewKey};
 use crate::value::{Field, FieldProblem, Value};
 use crate::window::{Feature, Reading, Status, ViewState};
@@ -287,50 +289,70 @@ impl Service {
         at_ms: i64,
         as_of_seq: u64,
     ) -> FeatureRow {
+        let views = self.views.iter().enumerate();
+        let readings: Vec<_> = views
+            .map(|(index, view)| Some(state(index)?.reading(view, at_ms)))
+            .collect();
+        let row = Row {
+            request,
+            readings: &readings,
+            at_ms,
+        };
+        self.row(&row, as_of_seq, |_| None)
+    }
+
+    /// The row of what is read; `known` gives the columns that need not be read again, as value, status
+    /// and event time.
+    fn row(
+        &self,
+        row: &Row<'_>,
+        as_of_seq: u64,
+        known: impl Fn(usize) -> Option<(f32, Status, i64)>,
+    ) -> FeatureRow {
         let columns = self.features.len();
-        let mut row = FeatureRow {
+        let mut found = FeatureRow {
             values: Vec::with_capacity(columns),
             statuses: Vec::with_capacity(columns),
             event_times_ms: Vec::with_capacity(columns),
             as_of_seq,
         };
-        let readings: Vec<_> = self
-            .views
-            .iter()
-            .enumerate()
-            .map(|(index, view)| Some(state(index)?.reading(view, at_ms)))
-            .collect();
-        let read = |at: InView| match &readings[at.view] {
+        for (index, column) in self.features.iter().enumerate() {
+            let (value, status, event_ms) = known(index).unwrap_or_else(|| {
+                let feature = row.feature(&column.origin);
+                (column.finish(feature), feature.status, feature.event_ms)
+            });
+            found.values.push(value);
+            found.statuses.push(status);
+            found.event_times_ms.push(event_ms);
+        }
+        found
+    }
+}
+
+impl Row<'_> {
+    fn feature(&self, origin: &FeatureOrigin) -> Feature {
+        let read = |at: InView| match &self.readings[at.view] {
             Some(reading) => reading.feature(at.feature),
             None => Feature::missing(Status::NotFound, 0),
         };
-        for column in &self.features {
-            let feature = match &column.origin {
-                FeatureOrigin::Request { field } => {
-                    of_request(request.get(*field).and_then(Value::as_f64), at_ms)
-                }
-                FeatureOrigin::Category { field, dictionary } => {
-                    of_category(request.get(*field), dictionary, at_ms)
-                }
-                FeatureOrigin::View(at) => read(*at),
-                FeatureOrigin::KeptCategory { at, dictionary } => {
-                    kept_category(readings[at.view].as_ref(), at.feature, dictionary)
-                }
-                FeatureOrigin::Difference {
-                    minuend,
-                    subtrahend,
-                } => difference(read(*minuend), read(*subtrahend)),
-                FeatureOrigin::Derived(derived) => derived.feature(&Row {
-                    request,
-                    readings: &readings,
-                    at_ms,
-                }),
-            };
-            row.values.push(column.finish(feature));
-            row.statuses.push(feature.status);
-            row.event_times_ms.push(feature.event_ms);
+        match origin {
+            FeatureOrigin::Request { field } => {
+                let number = self.request.get(*field).and_then(Value::as_f64);
+                of_request(number, self.at_ms)
+            }
+            FeatureOrigin::Category { field, dictionary } => {
+                of_category(self.request.get(*field), dictionary, self.at_ms)
+            }
+            FeatureOrigin::View(at) => read(*at),
+            FeatureOrigin::KeptCategory { at, dictionary } => {
+                kept_category(self.readings[at.view].as_ref(), at.feature, dictionary)
+            }
+            FeatureOrigin::Difference {
+                minuend,
+                subtrahend,
+            } => difference(read(*minuend), read(*subtrahend)),
+            FeatureOrigin::Derived(derived) => derived.feature(self),
         }
-        row
     }
 }
 

@@ -11,7 +11,7 @@ use super::hot::Found;
 use super::keys::{Column, Key};
 use super::shared::Shared;
 use crate::definition::View;
-use crate::service::{FeatureRow, Service};
+use crate::service::{FeatureRow, Rows, Service};
 use crate::value::Value;
 use crate::view_rows::{ViewKeys, ViewRows};
 use crate::window::ViewState;
@@ -43,12 +43,12 @@ pub(crate) fn rows(
     let Some((states, as_of_seq)) = Read::new(shared, reach, &keys).states()? else {
         return Ok(None);
     };
-    let rows = requests.iter().enumerate().map(|(row, request)| {
+    let mut rows = Rows::new(service, requests.len(), at_ms, as_of_seq);
+    for (row, request) in requests.iter().enumerate() {
         let places = &keys.places[row * views.len()..];
-        let state = |view: usize| states.get(*places.get(view)?)?.as_deref();
-        service.assemble_from(request, state, at_ms, as_of_seq)
-    });
-    Ok(Some(rows.collect()))
+        rows.push(request, |view| states.get(*places.get(view)?)?.as_deref());
+    }
+    Ok(Some(rows.finish()))
 }
 
 /// The states of some views' rows, all of them as of one sequence number; `None` where that is out of
