@@ -11,7 +11,7 @@ mod labels;
 mod space;
 pub(crate) mod states;
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -30,6 +30,7 @@ use crate::event::Event;
 use crate::labels::{Label, LabelsIngested, StoredLabel};
 use crate::online::expiry::Expired;
 use crate::online::keys::Key;
+use crate::online::lives::KnownEvent;
 use crate::online::mark::{Acked, Mark};
 use crate::online::reserve::Reserve;
 use crate::online::shared::{Shared, locked};
@@ -147,6 +148,7 @@ impl Queue {
             mark: start.mark,
             seen: Seen::default(),
             space: Space::new(start.reserve),
+            expected: 0,
         };
         let thread = std::thread::Builder::new()
             .name("store-writer".to_owned())
@@ -309,14 +311,16 @@ struct Writer {
     /// Dedupe keys of the import under way.
     seen: Seen,
     space: Space,
+    /// Jobs that were on their way while the last group was written.
+    expected: usize,
 }
 
 /// One write batch in the making.
 #[derive(Default)]
 struct Group {
     batch: WriteBatch,
-    /// Dedupe keys added by this group.
-    events: HashSet<Vec<u8>>,
+    /// Dedupe keys added by this group, and what they are stored with.
+    events: HashMap<Vec<u8>, KnownEvent>,
     /// Labels as this group leaves them; `None` where it removes them.
     labels: HashMap<PredictionKey, Option<StoredLabel>>,
     /// The sources of events that came too late, once for each.
@@ -331,6 +335,8 @@ enum Answer {
 
 /// A group takes queued batches up to about this many bytes.
 const GROUP_BYTES_MAX: usize = 4 << 20;
+/// A group waits no longer than this for more.
+const GATHER_WAIT_MAX: Duration = Duration::from_millis(5);
 
 impl Writer {
     fn run(mut self) {
@@ -356,8 +362,9 @@ impl Writer {
             let refused = jobs.into_iter();
             return refused.for_each(|job| job.refuse(refusal.clone()));
         }
-        let began = Instant::now();
+        let (began, count) = (Instant::now(), jobs.len());
         self.commit(jobs);
+        self.expected = count + self.receiver.len();
         self.measured(began.elapsed());
     }
 
@@ -370,11 +377,20 @@ impl Writer {
             .store(mean - mean / 8 + took, Ordering::Relaxed);
     }
 
+    /// Takes what is queued. Those who were just answered send again at once, and a state that many of them
+    /// change is written once for a group: so it waits for as many jobs as were on their way at the last
+    /// group, though for no more than an eighth of what that group took.
     fn gather(&self, first: Queued) -> Vec<Job> {
         let mut bytes = first.bytes;
         let mut jobs = vec![first.job];
+        let group = Duration::from_micros(self.group_us.load(Ordering::Relaxed));
+        let until = Instant::now() + (group / 8).min(GATHER_WAIT_MAX);
         while bytes < GROUP_BYTES_MAX {
-            let Ok(next) = self.receiver.try_recv() else {
+            let queued = match self.receiver.try_recv() {
+                Err(_) if jobs.len() < self.expected => self.receiver.recv_deadline(until).ok(),
+                queued => queued.ok(),
+            };
+            let Some(next) = queued else {
                 break;
             };
             bytes += next.bytes;
@@ -452,6 +468,7 @@ impl Writer {
     fn write(&mut self, group: &mut Group) -> Result<(), ReadError> {
         let tables = &self.shared.tables;
         let mut batch = std::mem::take(&mut group.batch);
+        group.write_dedupe_keys(tables, &mut batch);
         self.states.write(tables, &mut batch);
         tables.put(&mut batch, Key::LastSeq, &self.last_seq.to_le_bytes());
         tables.put(&mut batch, Key::Counters, &self.counters.encode());

@@ -3,7 +3,16 @@
 //! Readers take any bytes and answer `None` for what is cut short or too long; they never panic.
 
 /// Appends `value` in at most 10 bytes.
-pub(crate) fn put(mut value: u64, out: &mut Vec<u8>) {
+#[inline]
+pub(crate) fn put(value: u64, out: &mut Vec<u8>) {
+    if value < 0x80 {
+        out.push(value as u8);
+    } else {
+        put_long(value, out);
+    }
+}
+
+fn put_long(mut value: u64, out: &mut Vec<u8>) {
     let mut bytes = [0; 10];
     let mut last = 0;
     while value >= 0x80 {
@@ -12,7 +21,10 @@ pub(crate) fn put(mut value: u64, out: &mut Vec<u8>) {
         last += 1;
     }
     bytes[last] = value as u8;
-    out.extend_from_slice(&bytes[..=last]);
+    // A copy of a length that is known beforehand is two moves; of any other it is a call.
+    let end = out.len() + last + 1;
+    out.extend_from_slice(&bytes);
+    out.truncate(end);
 }
 
 /// Appends `value` in at most 19 bytes; the same bytes as `put` where it fits 64 bits.

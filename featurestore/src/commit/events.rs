@@ -2,11 +2,14 @@
 
 use std::sync::Arc;
 
+use rocksdb::WriteBatch;
+
 use super::{Arrival, Group, Writer};
 use crate::event::Event;
 use crate::log::encode_entry;
 use crate::online::keys::{Column, Key};
-use crate::online::lives::put_dedupe_key;
+use crate::online::lives::KnownEvent;
+use crate::online::tables::Tables;
 use crate::online::{Ingested, ReadError};
 use crate::window::Folded;
 
@@ -27,8 +30,9 @@ impl Writer {
             .map_err(ReadError::database)?;
         let mut ingested = Ingested::default();
         let mut entry = Vec::new();
+        let mut log = tables.puts(Column::Events);
         for ((event, key), known) in events.iter().zip(keys).zip(known) {
-            if known.is_some() || group.events.contains(&key) {
+            if known.is_some() || group.events.contains_key(&key) {
                 ingested.duplicates += 1;
                 continue;
             }
@@ -50,13 +54,11 @@ impl Writer {
             let seq = self.last_seq;
             entry.clear();
             encode_entry(schema, event, arrived_ms, &mut entry);
-            tables.put(&mut group.batch, Key::Event(seq), &entry);
+            log.add(&mut group.batch, Key::Event(seq), &entry);
             // An import may bring its events again at any time, and a late one comes late again.
             let life = life.filter(|_| !too_late && matches!(arrival, Arrival::At(_)));
-            let identified = (&*key, seq, event.event_ms);
-            put_dedupe_key((tables, &mut group.batch), identified, life)
-                .map_err(ReadError::database)?;
-            group.events.insert(key);
+            let known = KnownEvent::take(tables, (seq, event.event_ms), life);
+            group.events.insert(key, known.map_err(ReadError::database)?);
             ingested.accepted += 1;
             if self.states.fold(tables, event, seq, arrived_ms)? == Folded::TooLate {
                 ingested.late += 1;
@@ -68,5 +70,17 @@ impl Writer {
         self.counters.duplicate_events += ingested.duplicates;
         self.counters.late_events += ingested.late;
         Ok(ingested)
+    }
+}
+
+impl Group {
+    /// Adds the dedupe keys of its events to a batch, in their order, as [`super::States::write`] does.
+    pub(super) fn write_dedupe_keys(&self, tables: &Tables, batch: &mut WriteBatch) {
+        let mut events: Vec<_> = self.events.iter().collect();
+        events.sort_unstable();
+        let mut puts = tables.puts(Column::Dedupe);
+        for (key, known) in events {
+            known.put(key, &mut puts, batch);
+        }
     }
 }

@@ -14,7 +14,7 @@ use crate::definition::{View, ViewKey};
 use crate::event::Event;
 use crate::online::ReadError;
 use crate::online::expiry::{Expired, expiry};
-use crate::online::keys::Key;
+use crate::online::keys::{Column, Key};
 use crate::online::tables::Tables;
 use crate::window::{Folded, ViewState};
 
@@ -92,11 +92,12 @@ impl States {
     /// after the other for less.
     pub(crate) fn write(&mut self, tables: &Tables, batch: &mut WriteBatch) {
         self.changed.sort_unstable();
+        let mut puts = tables.puts(Column::State);
         for key in &self.changed {
             let held = self.young.get(key).expect("a changed state is young");
             self.encoded.clear();
             held.state.encode(&self.views[held.view], &mut self.encoded);
-            tables.put(batch, Key::State(key.as_bytes()), &self.encoded);
+            puts.add(batch, Key::State(key.as_bytes()), &self.encoded);
         }
     }
 

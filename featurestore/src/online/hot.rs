@@ -2,7 +2,7 @@
 //!
 //! A cut is a sequence number: every event up to it is folded, none after. Three rules keep a read at
 //! one cut. An entry says since which cut it holds. The writer, once its group is on disk and before it
-//! answers, replaces the entries of the states that the group changed, marks their shards, and only
+//! answers, replaces or drops the entries of the states that the group changed, marks their shards, and only
 //! then moves the cut on. A reader loads the cut first; it takes an entry that holds at that cut, and
 //! puts one only into a shard that was not marked after the cut that its state was read at. So an entry
 //! that holds at a cut is the state at that cut, and an acknowledged event is in every later read.
@@ -11,7 +11,7 @@
 //! dropped. A lookup costs a hash and a shared lock that only a put or the writer holds alone.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::definition::ViewKey;
@@ -41,12 +41,13 @@ struct Shard {
     changed: u64,
 }
 
-#[derive(Clone)]
 struct Entry {
     /// `None`: the tables have none.
     state: Option<Arc<ViewState>>,
     /// The cut from which on it holds.
     since: u64,
+    /// Whether a reader has had it.
+    read: AtomicBool,
 }
 
 /// What a lookup found.
@@ -101,7 +102,11 @@ impl HotStates {
 
     /// Keeps what the tables held under `key` at `cut`, unless it may have changed since.
     pub(crate) fn put(&self, key: &[u8], state: Option<Arc<ViewState>>, cut: u64) {
-        let entry = Entry { state, since: cut };
+        let entry = Entry {
+            state,
+            since: cut,
+            read: AtomicBool::new(true),
+        };
         if entry.bytes(key) > self.bytes_max {
             return;
         }
@@ -115,7 +120,8 @@ impl HotStates {
         drop(dropped);
     }
 
-    /// For the writer: `state` is on disk under `key` as of the group that ends with `cut`.
+    /// For the writer: `state` is on disk under `key` as of the group that ends with `cut`. An entry that
+    /// nobody has read since it was last replaced goes instead: a copy would cost, and be of no use.
     pub(crate) fn replace(&self, key: &ViewKey, state: &ViewState, cut: u64) {
         let key = key.as_bytes();
         let mut shard = write(self.shard(key));
@@ -123,15 +129,25 @@ impl HotStates {
         let entry = || Entry {
             state: Some(Arc::new(state.clone())),
             since: cut,
+            read: AtomicBool::new(false),
         };
         if let Some(held) = shard.young.get_mut(key) {
             let before = held.bytes(key);
-            *held = entry();
-            let after = held.bytes(key);
+            let mut after = 0;
+            if *held.read.get_mut() {
+                *held = entry();
+                after = held.bytes(key);
+            } else {
+                shard.young.remove(key);
+            }
             // What grew counts at the next put.
             shard.young_bytes = shard.young_bytes - before + after;
         } else if let Some(held) = shard.old.get_mut(key) {
-            *held = entry();
+            if *held.read.get_mut() {
+                *held = entry();
+            } else {
+                shard.old.remove(key);
+            }
         }
     }
 
@@ -174,7 +190,12 @@ impl Shard {
 type Generation = HashMap<Box<[u8]>, Entry>;
 
 impl Entry {
+    /// For a reader.
     fn at(&self, cut: u64) -> Found {
+        // Most are set: a line that is not written stays with every reader.
+        if !self.read.load(Ordering::Relaxed) {
+            self.read.store(true, Ordering::Relaxed);
+        }
         match self.since <= cut {
             true => Found::State(self.state.clone()),
             false => Found::Newer,
@@ -263,6 +284,25 @@ mod tests {
         assert!(matches!(hot.get(key.as_bytes(), hot.cut()), Found::Newer));
         hot.move_cut(9);
         assert_eq!(time(&hot, &key, hot.cut()), Some(20));
+    }
+
+    #[test]
+    fn a_state_that_nobody_reads_is_not_copied_again() {
+        let hot = HotStates::new(1 << 20, 7);
+        let (key, later) = entity(1, 20);
+        put(&hot, &entity(1, 10), 7);
+        for (cut, read) in [(8, true), (9, true), (10, false)] {
+            hot.replace(&key, &later, cut);
+            hot.move_cut(cut);
+            if read {
+                assert_eq!(time(&hot, &key, cut), Some(20), "cut {cut}");
+            }
+        }
+        hot.replace(&key, &later, 11);
+        hot.move_cut(11);
+        assert!(matches!(hot.get(key.as_bytes(), 11), Found::Nothing));
+        put(&hot, &(key.clone(), later), 11);
+        assert_eq!(time(&hot, &key, 11), Some(20));
     }
 
     #[test]

@@ -136,24 +136,37 @@ impl Key<'_> {
 
     /// Its bytes within the column family.
     pub(crate) fn to_bytes(self) -> Vec<u8> {
+        let mut out = Vec::new();
+        self.put_bytes(&mut out);
+        out
+    }
+
+    /// Appends them.
+    pub(crate) fn put_bytes(self, out: &mut Vec<u8>) {
+        let mut tagged = |tag: u8, id: &[u8]| {
+            out.push(tag);
+            out.extend_from_slice(id);
+        };
         match self {
-            Self::LastSeq => vec![0xff; 8],
-            Self::State(bytes) | Self::Dedupe(bytes) => bytes.to_vec(),
-            Self::Event(number) | Self::LabelEntry(number) => number.to_be_bytes().to_vec(),
-            Self::Label(key) | Self::Prediction(key) | Self::PendingLabel(key) => {
-                key.to_bytes().to_vec()
-            }
-            Self::Format => vec![0],
-            Self::Counters => vec![1],
+            Self::Format => tagged(0, &[]),
+            Self::Counters => tagged(1, &[]),
             Self::Schema(id) => tagged(SCHEMA, &id.to_be_bytes()),
             Self::View(id) => tagged(VIEW, &id.to_be_bytes()),
-            Self::LabelsSealed => vec![4],
-            Self::NextSegment => vec![5],
-            Self::Bulk => vec![6],
+            Self::LabelsSealed => tagged(4, &[]),
+            Self::NextSegment => tagged(5, &[]),
+            Self::Bulk => tagged(6, &[]),
+            Self::EventsPruned => tagged(8, &[]),
             Self::Applied(name) => tagged(APPLIED, name.as_bytes()),
-            Self::EventsPruned => vec![8],
             Self::Forgettable(name) => tagged(FORGETTABLE, name.as_bytes()),
             Self::Forgotten(name) => tagged(FORGOTTEN, name.as_bytes()),
+            Self::LastSeq => out.extend_from_slice(&[0xff; 8]),
+            Self::State(bytes) | Self::Dedupe(bytes) => out.extend_from_slice(bytes),
+            Self::Event(number) | Self::LabelEntry(number) => {
+                out.extend_from_slice(&number.to_be_bytes());
+            }
+            Self::Label(key) | Self::Prediction(key) | Self::PendingLabel(key) => {
+                out.extend_from_slice(&key.to_bytes());
+            }
         }
     }
 
@@ -187,13 +200,6 @@ impl Key<'_> {
             row: u32::from_be_bytes(row.try_into().ok()?),
         })
     }
-}
-
-fn tagged(tag: u8, id: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(1 + id.len());
-    bytes.push(tag);
-    bytes.extend_from_slice(id);
-    bytes
 }
 
 #[cfg(test)]

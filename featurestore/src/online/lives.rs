@@ -17,7 +17,7 @@ use rocksdb::{Options, WriteBatch};
 
 use super::ReadError;
 use super::keys::{Column, Key};
-use super::tables::Tables;
+use super::tables::{Puts, Tables};
 use crate::definition::{Definitions, Source};
 use crate::predictions::index::Scored;
 
@@ -181,22 +181,41 @@ impl KeyLife {
     }
 }
 
-/// For the writer: adds the dedupe key of an event to a batch. It may be forgotten by the `life` given.
-pub(crate) fn put_dedupe_key(
-    (tables, batch): (&Tables, &mut WriteBatch),
-    (key, seq, event_ms): (&[u8], u64, i64),
-    life: Option<&KeyLife>,
-) -> Result<(), rocksdb::Error> {
-    tables.lives().saw_event(event_ms);
-    match life.filter(|life| life.lateness_ms.is_some()) {
-        None => tables.put(batch, Key::Dedupe(key), &seq.to_le_bytes()),
-        Some(life) => {
+/// What the dedupe key of an event is stored with.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct KnownEvent {
+    seq: u64,
+    /// `None` where the key stays.
+    event_ms: Option<i64>,
+}
+
+impl KnownEvent {
+    /// For the writer, when it takes an event. The key may be forgotten by the `life` given.
+    pub(crate) fn take(
+        tables: &Tables,
+        (seq, event_ms): (u64, i64),
+        life: Option<&KeyLife>,
+    ) -> Result<Self, rocksdb::Error> {
+        tables.lives().saw_event(event_ms);
+        let life = life.filter(|life| life.lateness_ms.is_some());
+        if let Some(life) = life {
             life.note(tables, event_ms)?;
-            let value = [seq.to_le_bytes(), event_ms.to_le_bytes()].concat();
-            tables.put(batch, Key::Dedupe(key), &value);
+        }
+        let event_ms = life.map(|_| event_ms);
+        Ok(Self { seq, event_ms })
+    }
+
+    /// Adds its key to a batch.
+    pub(crate) fn put(self, key: &[u8], puts: &mut Puts<'_>, batch: &mut WriteBatch) {
+        let seq = self.seq.to_le_bytes();
+        match self.event_ms {
+            None => puts.add(batch, Key::Dedupe(key), &seq),
+            Some(event_ms) => {
+                let value = [seq, event_ms.to_le_bytes()].concat();
+                puts.add(batch, Key::Dedupe(key), &value);
+            }
         }
     }
-    Ok(())
 }
 
 /// The time of the event in a dedupe key's value; `None` where the key stays.

@@ -224,6 +224,15 @@ impl Tables {
         last.next().map(|pair| pair.map(|(key, _)| key)).transpose()
     }
 
+    /// To add many puts of one column family to a batch.
+    pub(crate) fn puts(&self, column: Column) -> Puts<'_> {
+        Puts {
+            handle: self.column(column),
+            column,
+            key: Vec::new(),
+        }
+    }
+
     /// Adds a put to a batch.
     pub(crate) fn put(&self, batch: &mut WriteBatch, key: Key<'_>, value: &[u8]) {
         batch.put_cf(self.column(key.column()), key.to_bytes(), value);
@@ -316,6 +325,23 @@ impl Tables {
     }
 }
 
+/// Puts of one column family, which is looked up once for all of them.
+pub(crate) struct Puts<'t> {
+    handle: &'t ColumnFamily,
+    column: Column,
+    key: Vec<u8>,
+}
+
+impl Puts<'_> {
+    /// Adds one to a batch; `key` is of this column family.
+    pub(crate) fn add(&mut self, batch: &mut WriteBatch, key: Key<'_>, value: &[u8]) {
+        debug_assert_eq!(key.column(), self.column);
+        self.key.clear();
+        key.put_bytes(&mut self.key);
+        batch.put_cf(self.handle, &self.key, value);
+    }
+}
+
 fn database_options(sizes: TableOptions) -> Options {
     let mut options = Options::default();
     options.create_if_missing(true);
@@ -331,6 +357,17 @@ fn database_options(sizes: TableOptions) -> Options {
     options.enable_statistics();
     options.set_statistics_level(StatsLevel::ExceptHistogramOrTimers);
     options
+}
+
+/// The writer adds the states and dedupe keys of a group in order: the search for a key's place goes on
+/// from the place before, within what agrees in the first byte.
+fn memtable_options(column: Column) -> Options {
+    match column {
+        Column::State | Column::Dedupe => Options::default()
+            .get_options_from_string("memtable_insert_with_hint_prefix_extractor=capped:1")
+            .expect("the option is one of RocksDB's"),
+        _ => Options::default(),
+    }
 }
 
 fn column_options(
@@ -350,7 +387,7 @@ fn column_options(
     table.set_pin_top_level_index_and_filter(true);
     table.set_pin_l0_filter_and_index_blocks_in_cache(true);
     table.set_format_version(5);
-    let mut options = Options::default();
+    let mut options = memtable_options(column);
     options.set_write_buffer_size(sizes.write_buffers_bytes / 4);
     options.set_level_compaction_dynamic_level_bytes(true);
     options.set_compression_type(DBCompressionType::Lz4);
