@@ -1,17 +1,19 @@
 //! Events and labels on their way to the feature store: parsed here, acknowledged once they are on
 //! disk. A batch is written whole or not at all.
 
+mod rows;
+
 use std::time::Duration;
 
 use featurestore::{
     Event, EventError, FeatureStore, IngestError, Ingested, Label, LabelsIngested, PredictionKey,
-    Source, time_ms,
+    time_ms,
 };
 use serde::Deserialize;
 use serde_json::Value;
-use std::sync::Arc;
 use tokio::sync::oneshot;
 
+use self::rows::parse_events;
 use crate::serve::Core;
 
 /// Why a batch was not acknowledged.
@@ -40,12 +42,6 @@ pub(crate) enum IngestRefusal {
     Full,
     #[error("the feature store has stopped writing")]
     Stopped,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct EventsBody {
-    events: Vec<Value>,
 }
 
 #[derive(Deserialize)]
@@ -157,22 +153,6 @@ fn check_rows(rows: usize, rows_max: usize) -> Result<(), IngestRefusal> {
         return Ok(());
     }
     Err(IngestRefusal::TooManyRows { rows, rows_max })
-}
-
-fn parse_events(
-    source: &Arc<Source>,
-    body: &[u8],
-    rows_max: usize,
-    now_ms: i64,
-) -> Result<Vec<Event>, IngestRefusal> {
-    let body: EventsBody = serde_json::from_slice(body).map_err(|error| body_error(&error))?;
-    check_rows(body.events.len(), rows_max)?;
-    let event = |(row, json)| {
-        source
-            .parse_row(row, json, now_ms)
-            .map_err(IngestRefusal::Event)
-    };
-    body.events.iter().enumerate().map(event).collect()
 }
 
 fn parse_labels(body: &[u8], rows_max: usize, now_ms: i64) -> Result<Vec<Label>, IngestRefusal> {

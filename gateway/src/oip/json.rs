@@ -313,6 +313,14 @@ impl<'a> Cursor<'a> {
         }
     }
 
+    /// Passes over one value and gives its text.
+    pub(crate) fn value_text(&mut self) -> Result<&'a [u8], JsonError> {
+        self.peek();
+        let start = self.at;
+        self.skip_value()?;
+        Ok(self.bytes.get(start..self.at).unwrap_or_default())
+    }
+
     /// Passes over one value of any kind. The open brackets are bits of one word, so the cost in
     /// memory is none, however the value is nested.
     pub(crate) fn skip_value(&mut self) -> Result<(), JsonError> {

@@ -70,6 +70,12 @@ impl<'a> Number<'a> {
         }
     }
 
+    /// The number, where it is written as an integer and fits.
+    pub(crate) fn as_i64(self) -> Option<i64> {
+        let digits = (self.integral && self.counted).then_some(i128::from(self.digits))?;
+        i64::try_from(if self.negative { -digits } else { digits }).ok()
+    }
+
     /// The whole number that is meant: an integer, or a fraction or exponent with a whole value that
     /// a double holds exactly (`3.0`, `1e3`).
     pub(crate) fn to_integer(self) -> Option<i128> {
