@@ -1,9 +1,11 @@
 //! The answer, written column by column into one buffer.
 //!
-//! A column's cells are written once for each state and then copied to the rows that share it; a time is
-//! written once for each state, not for each feature.
+//! A column's cells are written once for each state and then copied to the rows that share it. Columns of
+//! one view have the same times, and mostly the same statuses: such a list is copied from the column
+//! before.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use featurestore::{FieldType, Status, Value, View};
 
@@ -17,26 +19,11 @@ const BYTES_MAX: usize = 64 << 20;
 /// The cells of a column by slot: the rows that share a state share its cell.
 #[derive(Debug, Default)]
 pub(super) struct Cells {
+    /// Each with the comma that follows it.
     values: Vec<u8>,
     ends: Vec<usize>,
     statuses: Vec<Status>,
-    /// Kept from column to column: features of one state have one time.
-    stamps: Vec<Stamp>,
-}
-
-/// A time as text, in quotes.
-#[derive(Debug)]
-struct Stamp {
-    ms: i64,
-    text: Vec<u8>,
-}
-
-impl Stamp {
-    fn of(ms: i64) -> Self {
-        let mut text = Vec::with_capacity(26);
-        write_time(&mut text, ms);
-        Self { ms, text }
-    }
+    times_ms: Vec<i64>,
 }
 
 /// A value of an answer.
@@ -66,21 +53,24 @@ impl Cells {
         self.values.clear();
         self.ends.clear();
         self.statuses.clear();
+        self.times_ms.clear();
     }
 
     /// Adds the cell of the next slot.
     pub(super) fn push(&mut self, cell: &Cell<'_>, rules: FeastRules) {
         write_value(&mut self.values, cell, rules);
+        self.values.push(b',');
         self.ends.push(self.values.len());
-        let slot = self.statuses.len();
         self.statuses.push(cell.status);
-        match self.stamps.get_mut(slot) {
-            Some(stamp) if stamp.ms == cell.event_ms => {}
-            Some(stamp) => *stamp = Stamp::of(cell.event_ms),
-            None => self.stamps.push(Stamp::of(cell.event_ms)),
-        }
+        self.times_ms.push(cell.event_ms);
     }
 
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// With its comma.
     fn value(&self, slot: usize) -> &[u8] {
         let start = slot.checked_sub(1).map_or(0, |before| self.ends[before]);
         &self.values[start..self.ends[slot]]
@@ -93,6 +83,8 @@ pub(super) struct Answer {
     out: Vec<u8>,
     columns: usize,
     rules: FeastRules,
+    statuses: Lists<Status>,
+    times_ms: Lists<i64>,
 }
 
 impl Answer {
@@ -105,6 +97,8 @@ impl Answer {
             out,
             columns: 0,
             rules,
+            statuses: Lists::default(),
+            times_ms: Lists::default(),
         }
     }
 
@@ -120,18 +114,22 @@ impl Answer {
         }
         self.columns += 1;
         out.extend_from_slice(b"{\"values\":[");
-        list(out, slots.clone(), |out, slot| {
+        for slot in slots.clone() {
             out.extend_from_slice(cells.value(slot));
-        });
+        }
+        if out.last() == Some(&b',') {
+            out.pop();
+        }
         out.extend_from_slice(b"],\"statuses\":[");
         let compat = self.rules.compat;
-        list(out, slots.clone(), |out, slot| {
-            out.extend_from_slice(status_text(cells.statuses[slot], compat));
+        let statuses = slots.clone().map(|slot| cells.statuses[slot]);
+        self.statuses.write(out, statuses.collect(), |out, status| {
+            out.extend_from_slice(status_text(*status, compat));
         });
         out.extend_from_slice(b"],\"event_timestamps\":[");
-        list(out, slots, |out, slot| {
-            out.extend_from_slice(&cells.stamps[slot].text);
-        });
+        let times_ms = slots.map(|slot| cells.times_ms[slot]);
+        self.times_ms
+            .write(out, times_ms.collect(), |out, ms| write_time(out, *ms));
         out.extend_from_slice(b"]}");
         if out.len() > BYTES_MAX {
             let bytes_max = BYTES_MAX;
@@ -163,6 +161,35 @@ impl Answer {
         }
         out.extend_from_slice(b"}}");
         out
+    }
+}
+
+/// Lists that stand in the answer already, the latest of them.
+#[derive(Debug)]
+struct Lists<T>(Vec<(Vec<T>, Range<usize>)>);
+
+/// As many as the views that columns take turns in.
+const LISTS_KEPT: usize = 8;
+
+impl<T> Default for Lists<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<T: PartialEq> Lists<T> {
+    /// Appends a list, one item for each row.
+    fn write(&mut self, out: &mut Vec<u8>, items: Vec<T>, write: impl Fn(&mut Vec<u8>, &T)) {
+        if let Some((_, place)) = self.0.iter().rev().find(|(held, _)| *held == items) {
+            out.extend_from_within(place.clone());
+            return;
+        }
+        let start = out.len();
+        list(out, items.iter(), write);
+        if self.0.len() == LISTS_KEPT {
+            self.0.remove(0);
+        }
+        self.0.push((items, start..out.len()));
     }
 }
 

@@ -136,12 +136,21 @@ impl Desk<'_> {
             }
             answer.column(&cells, 0..rows.len())?;
         }
+        let mut slots = Vec::with_capacity(rows.len());
         for column in 0..service.features.len() {
             cells.clear();
+            slots.clear();
+            let mut before = None;
             for row in &rows {
-                cells.push(&of_row(row, column), self.rules);
+                // Rows that follow one another and share an entity share its cells.
+                let bits = row.values[column].to_bits();
+                let cell = (bits, row.statuses[column], row.event_times_ms[column]);
+                if before.replace(cell) != Some(cell) {
+                    cells.push(&of_row(row, column), self.rules);
+                }
+                slots.push(cells.len() - 1);
             }
-            answer.column(&cells, 0..rows.len())?;
+            answer.column(&cells, slots.iter().copied())?;
         }
         let views = service.needed_views().iter().map(|view| &**view);
         Ok(answer.finish(&names, request.with_versions.then_some(views)))
