@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use crate::patience::eventually;
 use crate::process::{Gateway, patient};
 use crate::wire::{Connection, Reply};
 
@@ -709,4 +710,50 @@ fn without_a_project_feasts_routes_say_so() {
     let body = r#"{"features":["a:b"],"entities":{"id":[1]}}"#;
     let found = refused(&gateway, "/get-online-features", body);
     assert_eq!((found.0, found.1.as_str()), (404, "FeastError"));
+}
+
+#[test]
+fn what_is_not_in_memory_is_read_from_disk_and_answered_the_same() {
+    const DRIVERS: usize = 300;
+    let folder = tempfile::tempdir().unwrap();
+    let drivers: Vec<usize> = (0..DRIVERS).collect();
+    let entities = json!({"driver_id": drivers, "distance": vec![1; DRIVERS], "weather": vec!["sun"; DRIVERS]});
+    let questions = [
+        json!({"features": ["driver_trips:count_1d", "driver_trips:sum_fare_1d"], "entities": entities}),
+        json!({"feature_service": "ranking", "entities": entities}),
+    ];
+    let warm = {
+        let gateway = start(folder.path(), "");
+        let pushed = ask(
+            &gateway,
+            "/push",
+            &json!({"push_source_name": "trips", "df": {
+                "trip": drivers, "driver_id": drivers, "rider": vec!["r1"; DRIVERS], "fare": drivers,
+                "event_timestamp": vec!["2024-03-01 11:30:00"; DRIVERS],
+            }}),
+        );
+        assert_eq!((pushed.status, pushed.text()), (200, ""));
+        let warm = questions.each_ref().map(|question| {
+            let answered = ask(&gateway, "/get-online-features", question);
+            assert_eq!(answered.status, 200);
+            answered.json()
+        });
+        gateway.drain();
+        warm
+    };
+    assert_eq!(warm[0]["results"][2]["values"][299], 299.0);
+    for (question, warm) in questions.iter().zip(warm) {
+        // What a gateway finds in table files when it starts is in no memory but the system's.
+        let gateway = start(folder.path(), "[store]\nblock_cache_mib = 1");
+        let cold = ask(&gateway, "/get-online-features", question);
+        assert_eq!((cold.status, cold.json()), (200, warm));
+        eventually(|| gateway.metric("loopgate_cold_reads_total", "outcome=\"read\"") == 1.0);
+        let again = ask(&gateway, "/get-online-features", question);
+        assert_eq!(again.status, 200);
+        assert_eq!(
+            gateway.metric("loopgate_cold_reads_total", "outcome=\"read\""),
+            1.0
+        );
+        gateway.drain();
+    }
 }
