@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use ahash::RandomState;
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
 use rocksdb::WriteBatch;
 
@@ -320,7 +321,7 @@ struct Writer {
 struct Group {
     batch: WriteBatch,
     /// Dedupe keys added by this group, and what they are stored with.
-    events: HashMap<Vec<u8>, KnownEvent>,
+    events: HashMap<Vec<u8>, KnownEvent, RandomState>,
     /// Labels as this group leaves them; `None` where it removes them.
     labels: HashMap<PredictionKey, Option<StoredLabel>>,
     /// The sources of events that came too late, once for each.

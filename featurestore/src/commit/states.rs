@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use ahash::RandomState;
 use rocksdb::WriteBatch;
 
 use super::{Group, Writer};
@@ -22,8 +23,8 @@ use crate::window::{Folded, ViewState};
 #[derive(Debug)]
 pub(crate) struct States {
     views: Vec<Arc<View>>,
-    young: HashMap<ViewKey, Held>,
-    old: HashMap<ViewKey, Held>,
+    young: HashMap<ViewKey, Held, RandomState>,
+    old: HashMap<ViewKey, Held, RandomState>,
     /// What the states of `young` take; exact when nothing is changed.
     young_bytes: usize,
     generation_max: usize,
@@ -50,8 +51,8 @@ impl States {
     pub(crate) fn new(views: Vec<Arc<View>>, states_max: usize) -> Self {
         Self {
             views,
-            young: HashMap::new(),
-            old: HashMap::new(),
+            young: HashMap::default(),
+            old: HashMap::default(),
             young_bytes: 0,
             generation_max: states_max / 2,
             changed: Vec::new(),

@@ -14,6 +14,8 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use ahash::RandomState;
+
 use crate::definition::ViewKey;
 use crate::window::ViewState;
 
@@ -34,8 +36,8 @@ pub(crate) struct HotStates {
 
 #[derive(Default)]
 struct Shard {
-    young: HashMap<Box<[u8]>, Entry>,
-    old: HashMap<Box<[u8]>, Entry>,
+    young: Generation,
+    old: Generation,
     young_bytes: usize,
     /// The last cut at which a state of this shard changed, kept here or not.
     changed: u64,
@@ -187,7 +189,7 @@ impl Shard {
     }
 }
 
-type Generation = HashMap<Box<[u8]>, Entry>;
+type Generation = HashMap<Box<[u8]>, Entry, RandomState>;
 
 impl Entry {
     /// For a reader.
