@@ -13,6 +13,7 @@ pub(crate) mod hot;
 pub(crate) mod keys;
 pub(crate) mod lives;
 mod lock;
+mod manifest;
 pub(crate) mod mark;
 mod mend;
 pub(crate) mod open;

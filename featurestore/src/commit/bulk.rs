@@ -220,21 +220,9 @@ impl Writer {
             self.write(&mut Group::default())?;
             return Ok(ingested);
         }
-        let files = BulkFiles::start(&shared.data_dir)?;
-        let new = |index: &usize| !known[*index];
-        files.write(Column::Events, |pairs| {
-            for index in (0..bulk.len()).filter(new) {
-                pairs.put(&seqs[index].to_be_bytes(), bulk.entry(index))?;
-            }
-            Ok(())
-        })?;
-        files.write(Column::Dedupe, |pairs| {
-            for &index in bulk.by_key.iter().filter(|&&index| new(&(index as usize))) {
-                pairs.put(bulk.key(index), &seqs[index as usize].to_le_bytes())?;
-            }
-            Ok(())
-        })?;
         let changed = folds.changed();
+        let files = BulkFiles::start(&shared.data_dir)?;
+        write_new(&files, bulk, &known, &seqs)?;
         files.write(Column::State, |pairs| {
             let mut encoded = Vec::new();
             for (key, place) in &changed {
@@ -259,6 +247,28 @@ impl Writer {
             .map_err(|error| ReadError::io("high-water mark", &error))?;
         Ok(ingested)
     }
+}
+
+/// Writes the log entries and dedupe keys of those events of a group that are not known.
+fn write_new(
+    files: &BulkFiles,
+    bulk: &Prepared,
+    known: &[bool],
+    seqs: &[u64],
+) -> Result<(), ReadError> {
+    files.write(Column::Events, |pairs| {
+        for index in (0..bulk.len()).filter(|&index| !known[index]) {
+            pairs.put(&seqs[index].to_be_bytes(), bulk.entry(index))?;
+        }
+        Ok(())
+    })?;
+    files.write(Column::Dedupe, |pairs| {
+        let by_key = bulk.by_key.iter();
+        for &index in by_key.filter(|&&index| !known[index as usize]) {
+            pairs.put(bulk.key(index), &seqs[index as usize].to_le_bytes())?;
+        }
+        Ok(())
+    })
 }
 
 /// The states that a group changes.

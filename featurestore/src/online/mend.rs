@@ -18,6 +18,8 @@ use std::time::Instant;
 use rocksdb::WriteBatch;
 
 use super::keys::{Column, Key};
+use super::manifest;
+use super::open::database;
 use super::options::TableOptions;
 use super::quarantine;
 use super::tables::Tables;
@@ -63,6 +65,14 @@ pub(crate) fn note(data_dir: &Path, reason: &str, columns: &[Column]) -> std::io
     write_note(data_dir, reason, &names)
 }
 
+/// [`note`] where there is none yet: one that tells how far a mending came stays.
+pub(crate) fn note_first(data_dir: &Path, reason: &str) -> std::io::Result<()> {
+    match data_dir.join(NOTE).try_exists()? {
+        true => Ok(()),
+        false => note(data_dir, reason, &[]),
+    }
+}
+
 fn write_note(data_dir: &Path, reason: &str, names: &[&str]) -> std::io::Result<()> {
     let temporary = data_dir.join(".damaged.tmp");
     let mut file = File::create(&temporary)?;
@@ -93,7 +103,7 @@ pub(crate) fn open(
     let emptied = examine(&tables, &noted)?;
     let reason = noted.lines().next().unwrap_or_default();
     note(data_dir, reason, &emptied).map_err(io(data_dir))?;
-    empty(&mut tables, &emptied).map_err(|error| OpenError::Database(error.to_string()))?;
+    empty(&mut tables, &emptied).map_err(database)?;
     let mending = Mending {
         emptied,
         repaired,
@@ -125,10 +135,19 @@ fn try_to_open(
     if !online.join("CURRENT").exists() && holds_tables(online).map_err(io(online))? {
         return Ok(Err("`CURRENT` is missing".to_owned()));
     }
-    match Tables::open(online, sizes) {
+    if manifest::hides_records(online).map_err(io(online))? {
+        return Ok(Err(
+            "`MANIFEST` is damaged: records follow one that has no end".to_owned(),
+        ));
+    }
+    let opened = match noted.is_empty() {
+        true => Tables::open(online, sizes),
+        false => Tables::open_to_mend(online, sizes),
+    };
+    match opened {
         Ok(tables) => Ok(Ok(tables)),
         Err(error) if Tables::is_damage(&error) => Ok(Err(error.to_string())),
-        Err(error) => Err(OpenError::Database(error.to_string())),
+        Err(error) => Err(database(error)),
     }
 }
 
@@ -141,9 +160,9 @@ fn repair(
     let aside = quarantine::link_aside(data_dir, online, "unopened").map_err(io(online))?;
     tracing::error!(%reason, files = %aside.display(), "online store is damaged: repairing");
     write_note(data_dir, reason, &[REPAIR]).map_err(io(data_dir))?;
-    let database = |error: rocksdb::Error| OpenError::Damaged(error.to_string());
-    Tables::repair(online).map_err(database)?;
-    let tables = Tables::open(online, sizes).map_err(database)?;
+    let beyond_repair = |error: rocksdb::Error| OpenError::Damaged(error.to_string());
+    Tables::repair(online).map_err(beyond_repair)?;
+    let tables = Tables::open_to_mend(online, sizes).map_err(beyond_repair)?;
     note(data_dir, reason, &DERIVED[..4]).map_err(io(data_dir))?;
     Ok(tables)
 }
@@ -244,7 +263,7 @@ impl Mending {
         definitions: &Definitions,
     ) -> Result<(), OpenError> {
         let last = events_counted(tables);
-        let last = last.map_err(|error| OpenError::Database(error.to_string()))?;
+        let last = last.map_err(database)?;
         events::make_log_anew(tables, sealed, definitions, last)
     }
 
@@ -279,9 +298,10 @@ impl Mending {
     }
 
     /// Removes the note: everything is filled and on disk.
-    pub(crate) fn end(&self, data_dir: &Path) -> std::io::Result<()> {
-        fs::remove_file(data_dir.join(NOTE))?;
-        sync_folder(data_dir)?;
+    pub(crate) fn end(&self, tables: &Tables, data_dir: &Path) -> Result<(), OpenError> {
+        tables.compact_again().map_err(database)?;
+        fs::remove_file(data_dir.join(NOTE)).map_err(io(data_dir))?;
+        sync_folder(data_dir).map_err(io(data_dir))?;
         let names: Vec<_> = self.emptied.iter().map(|column| column.name()).collect();
         let ms = self.started.elapsed().as_millis() as u64;
         tracing::warn!(made_anew = ?names, ms, "online store was examined and mended");

@@ -11,7 +11,7 @@ use super::keys::{Column, FORMAT, Key};
 use super::lives::Lives;
 use super::lock::FolderLock;
 use super::mark::{Acked, Mark};
-use super::mend;
+use super::mend::{self, Mending};
 use super::reserve::Reserve;
 use super::shared::Opened;
 use super::tables::Tables;
@@ -39,6 +39,22 @@ pub(crate) fn open(
         make_folder(folder).map_err(io_at(folder))?;
     }
     let lock = FolderLock::take(data_dir)?;
+    open_locked((data_dir, lock), definitions, options).inspect_err(|error| {
+        // What was found now is looked for by the next start.
+        if let OpenError::Damaged(problem) = error
+            && let Err(error) = mend::note_first(data_dir, problem)
+        {
+            tracing::warn!(%error, "no note of the damage was left");
+        }
+    })
+}
+
+fn open_locked(
+    (data_dir, lock): (&Path, FolderLock),
+    definitions: Arc<Definitions>,
+    options: &StoreOptions,
+) -> Result<(Opened, WriterStart, Vec<PredictionKey>), OpenError> {
+    let spool = data_dir.join("spool");
     let mut reserve = Reserve::find(data_dir, options.tables.write_buffers_bytes);
     if reserve.is_low() {
         reserve.release();
@@ -54,13 +70,7 @@ pub(crate) fn open(
     if let Some(mending) = &mending {
         mending.make_log_anew(&mut tables, &offline.events, &definitions)?;
     }
-    let (last_seq, counters) = read_counters(&tables).map_err(read)?;
-    if let Some(mending) = &mending {
-        mending.check(counters.events, last_seq)?;
-    }
-    let path = data_dir.join("acked");
-    let (mark, acked) = Mark::open(&path).map_err(io_at(&path))?;
-    check_mark(acked, last_seq, counters.label_seq)?;
+    let (last_seq, counters, mark) = check_logs(data_dir, &tables, mending.as_ref())?;
     let pruned = tables.get_number(Key::EventsPruned).map_err(database)?;
     offline
         .claim(pruned.unwrap_or(0), (last_seq, counters.label_seq))
@@ -83,7 +93,7 @@ pub(crate) fn open(
     }
     renew_views(&tables, events, (&definitions, options.cached_states_max))?;
     if let Some(mending) = mending {
-        mending.end(data_dir).map_err(io_at(data_dir))?;
+        mending.end(&tables, data_dir)?;
     }
     let pending = read_pending(&tables).map_err(read)?;
     let waiting: Vec<_> = pending.keys().copied().collect();
@@ -117,6 +127,22 @@ pub(crate) fn open(
         counters,
     };
     Ok((opened, start, resolved))
+}
+
+/// Where the logs end, held against the counters and the high-water mark.
+fn check_logs(
+    data_dir: &Path,
+    tables: &Tables,
+    mending: Option<&Mending>,
+) -> Result<(u64, Counters, Mark), OpenError> {
+    let (last_seq, counters) = read_counters(tables).map_err(read)?;
+    if let Some(mending) = mending {
+        mending.check(counters.events, last_seq)?;
+    }
+    let path = data_dir.join("acked");
+    let (mark, acked) = Mark::open(&path).map_err(io_at(&path))?;
+    check_mark(acked, last_seq, counters.label_seq)?;
+    Ok((last_seq, counters, mark))
 }
 
 fn check_format(tables: &Tables) -> Result<(), OpenError> {
@@ -294,7 +320,7 @@ fn io_at(path: &Path) -> impl Fn(std::io::Error) -> OpenError {
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
-fn database(error: rocksdb::Error) -> OpenError {
+pub(crate) fn database(error: rocksdb::Error) -> OpenError {
     match Tables::is_damage(&error) {
         true => OpenError::Damaged(error.to_string()),
         false => OpenError::Database(error.to_string()),

@@ -45,10 +45,27 @@ const READER_CACHE_BYTES: usize = 4 << 20;
 impl Tables {
     /// Opens or makes the database in `folder`.
     pub(crate) fn open(folder: &Path, sizes: TableOptions) -> Result<Self, Error> {
+        Self::open_with(folder, sizes, |_| {})
+    }
+
+    /// Opens a database that is to be mended: no compaction comes upon the damage first, which would end all
+    /// writing, until [`Tables::compact_again`].
+    pub(crate) fn open_to_mend(folder: &Path, sizes: TableOptions) -> Result<Self, Error> {
+        Self::open_with(folder, sizes, |options| {
+            options.set_disable_auto_compactions(true);
+        })
+    }
+
+    fn open_with(
+        folder: &Path,
+        sizes: TableOptions,
+        alter: impl Fn(&mut Options),
+    ) -> Result<Self, Error> {
         let cache = Cache::new_lru_cache(sizes.block_cache_bytes);
         let lives = Arc::new(Lives::default());
         let columns = Column::ALL.map(|column| {
-            let options = column_options(column, (&cache, sizes), &lives);
+            let mut options = column_options(column, (&cache, sizes), &lives);
+            alter(&mut options);
             ColumnFamilyDescriptor::new(column.name(), options)
         });
         let options = database_options(sizes);
@@ -61,6 +78,13 @@ impl Tables {
             sizes,
             lives,
         })
+    }
+
+    /// What was opened to be mended compacts from now on.
+    pub(crate) fn compact_again(&self) -> Result<(), Error> {
+        let again = [("disable_auto_compactions", "false")];
+        let mut columns = Column::ALL.into_iter();
+        columns.try_for_each(|column| self.db.set_options_cf(self.column(column), &again))
     }
 
     /// Opens the database in `folder` as it is, to read, also while another process has it open.

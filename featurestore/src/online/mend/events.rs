@@ -15,8 +15,9 @@ use crate::log::seal::seal_events;
 use crate::offline::manifest::SealedFile;
 use crate::offline::table::{Reach, Table};
 use crate::online::keys::{Column, Key};
+use crate::online::open::database;
 use crate::online::tables::Tables;
-use crate::online::{OpenError, ReadError, SealError};
+use crate::online::{OpenError, SealError};
 
 /// Rests the log on sealed files where entries up to number `last` are lost; an error where one of them is
 /// in no sealed file.
@@ -26,7 +27,6 @@ pub(super) fn make_log_anew(
     definitions: &Definitions,
     last: u64,
 ) -> Result<(), OpenError> {
-    let database = |error| OpenError::Database(ReadError::database(error).to_string());
     let pruned = tables.get_number(Key::EventsPruned).map_err(database)?;
     let Some(lost) = lost(tables, pruned.unwrap_or(0) + 1..=last) else {
         return Ok(());
