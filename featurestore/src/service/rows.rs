@@ -113,9 +113,9 @@ version = 1
 request = { key = "int", price = "float" }
 features = [
   { request = "price" },
-  { view = "user:count_1h", default = 0 },
-  { view = "user:mean_price_1h" },
-  { view = "user:last_shop", dictionary = ["a", "b"] },
+  { view = "user", features = ["count_1h"], default = 0 },
+  { view = "user", features = ["mean_price_1h"] },
+  { view = "user", features = ["last_shop"], dictionary = ["a", "b"] },
   { view = "item" },
   { name = "dearer", expression = "price - user:mean_price_1h" },
 ]
@@ -136,7 +136,7 @@ features = [
             let state = |view: usize, pick: usize| {
                 let view = &service.views[view];
                 let mut state = ViewState::default();
-                for seq in 1..pick as u64 {
+                for seq in 1..=pick as u64 {
                     let at_ms = 1000 * seq as i64;
                     let shop = ["a", "c"][seq as usize % 2];
                     let values = vec![Value::Int(1), Value::Int(1), Value::Int(at_ms),
