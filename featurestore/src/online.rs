@@ -339,27 +339,33 @@ impl FeatureStore {
     }
 
     /// Merges small sealed files, lets go of what is past its retention, drops from the event log what is
-    /// sealed and old enough, and lets go of dedupe keys and parts of states that are past their life. Safe to repeat after a crash at any point. Takes as long as reading
-    /// and writing the files that it merges: not for a thread that serves.
+    /// sealed and old enough, and lets go of dedupe keys and parts of states that are past their life. Safe
+    /// to repeat after a crash at any point. Takes as long as reading and writing the files that it merges:
+    /// not for a thread that serves.
     pub fn upkeep(&self, now_ms: i64) -> Result<Upkept, SealError> {
         let shared = &self.inner.shared;
+        let mut done = Upkept::default();
+        // What frees space first: the rest needs some.
+        self.keep_sealed(now_ms, &mut done)?;
         let past_ms = shared.tables.lives().past_ms(now_ms);
         let forgotten = Lives::forget(&shared.tables, past_ms);
         forgotten.map_err(|error| SealError::Database(error.to_string()))?;
-        let mut done = Upkept {
-            expired_states: expiry::look(shared, &self.inner.queue, now_ms)?,
-            ..Upkept::default()
-        };
+        done.expired_states = expiry::look(shared, &self.inner.queue, now_ms)?;
+        Ok(done)
+    }
+
+    fn keep_sealed(&self, now_ms: i64, done: &mut Upkept) -> Result<(), SealError> {
+        let shared = &self.inner.shared;
         let _one = locked(&shared.sealing);
         let options = &shared.options.retention;
         for table in shared.offline.all() {
-            keep_up(table, options, now_ms, &mut done)?;
+            keep_up(table, options, now_ms, done)?;
         }
         if let Some(keep_ms) = options.event_log_ms {
             let before_ms = now_ms.saturating_sub(keep_ms);
             done.pruned_events = prune(&shared.tables, &shared.offline.events, before_ms)?;
         }
-        Ok(done)
+        Ok(())
     }
 
     /// Outcomes after `cursor`, in order of arrival, from steps of `max` entries of the label log, and

@@ -187,11 +187,14 @@ impl<'a> Past<'a> {
         backfilled.sort_by(|a, b| (a.at_ms, &a.request_id).cmp(&(b.at_ms, &b.request_id)));
         let mut joined = Joined::of_service(service);
         joined.reserve(served.len() + backfilled.len());
-        if let Some(newest) = served.last() {
-            let (seen, sealed) = (newest.as_of_seq, self.events.sealed.manifest()?.sealed_seq);
-            if seen > sealed {
-                return Err(RecomputeError::NotSealed { seen, sealed });
-            }
+        let sealed = self.events.sealed.manifest()?.sealed_seq;
+        let all = served.iter().chain(&backfilled);
+        if let Some(seen) = all.map(|row| row.as_of_seq).max()
+            && seen > sealed
+        {
+            return Err(RecomputeError::NotSealed { seen, sealed });
+        }
+        if !served.is_empty() {
             let events = self.events.from(0).map_err(log_error)?;
             let seen = |event: &Logged, row: &Asked| event.seq <= row.as_of_seq;
             // Rows are in the order of what they saw and not quite of their times: nothing is released.

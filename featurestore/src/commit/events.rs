@@ -8,7 +8,7 @@ use super::{Arrival, Group, Writer};
 use crate::event::Event;
 use crate::log::encode_entry;
 use crate::online::keys::{Column, Key};
-use crate::online::lives::KnownEvent;
+use crate::online::lives::{KnownEvent, Lives};
 use crate::online::tables::Tables;
 use crate::online::{Ingested, ReadError};
 use crate::window::Folded;
@@ -28,6 +28,10 @@ impl Writer {
         let known = tables
             .get_many(Column::Dedupe, keys.iter().map(Vec::as_slice))
             .map_err(ReadError::database)?;
+        if let Arrival::At(arrived_ms) = arrival {
+            let noted = Lives::note_oldest(tables, events, arrived_ms);
+            noted.map_err(ReadError::database)?;
+        }
         let mut ingested = Ingested::default();
         let mut entry = Vec::new();
         let mut log = tables.puts(Column::Events);
@@ -42,7 +46,8 @@ impl Writer {
             };
             let life = tables.lives().of(&event.source);
             let too_late = event.is_too_late(arrived_ms);
-            if !too_late && life.is_some_and(|life| life.may_have_forgotten(event.event_ms)) {
+            // Also what is too late today: the log must not hold it twice, a longer lateness would fold both.
+            if life.is_some_and(|life| life.may_have_forgotten(event.event_ms)) {
                 ingested.late += 1;
                 group.late.push(Arc::clone(&event.source));
                 continue;

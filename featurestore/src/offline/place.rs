@@ -315,7 +315,7 @@ impl Place {
 
     fn failed(&self, path: &str, source: io::Error) -> OfflineError {
         match self.is_bucket {
-            true => away(&self.shown(path), source.to_string()),
+            true => away(&self.shown(path), without_body(&source.to_string())),
             false => failed(&self.shown(path), source),
         }
     }
@@ -328,6 +328,17 @@ impl Place {
         };
         self.failed(path, io::Error::other(problem))
     }
+}
+
+/// An error of a bucket without the document that it answered, of which the code stays: others of its parts
+/// may repeat the request, with tokens in its headers.
+fn without_body(error: &str) -> String {
+    let Some((said, body)) = error.split_once('<') else {
+        return error.to_owned();
+    };
+    let code = body.split_once("<Code>");
+    let code = code.and_then(|(_, rest)| Some(rest.split_once('<')?.0));
+    format!("{said}{}", code.unwrap_or("…"))
 }
 
 /// The runtime of every place of this process.

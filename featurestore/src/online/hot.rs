@@ -156,9 +156,12 @@ impl HotStates {
     /// For the writer: the tables are at `cut`, and what they hold is to be read again.
     pub(crate) fn forget(&self, cut: u64) {
         for shard in &self.shards {
-            let held = std::mem::take(&mut *write(shard));
-            write(shard).changed = cut;
-            drop(held);
+            // Under one lock: nobody may put back in between what was read before.
+            let mut shard = write(shard);
+            *shard = Shard {
+                changed: cut,
+                ..Shard::default()
+            };
         }
         self.move_cut(cut);
     }

@@ -6,7 +6,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::properties::{BACKGROUND_ERRORS, PropName};
@@ -37,8 +37,10 @@ pub(crate) struct Tables {
 
 /// A part of a file's filter or index, as the cache holds them.
 const METADATA_BLOCK_BYTES: usize = 8 << 10;
-/// How long a write waits before it is tried again, when flushes or compactions are behind.
+/// How long a write waits before it is tried again, when flushes or compactions are behind, and how long in
+/// all: where one of them has failed for want of space, it may be for good.
 const STALLED_FOR: Duration = Duration::from_millis(1);
+const STALLED_MAX: Duration = Duration::from_secs(30);
 /// Block cache of one who only looks, in bytes.
 const READER_CACHE_BYTES: usize = 4 << 20;
 
@@ -124,9 +126,14 @@ impl Tables {
         }
     }
 
-    /// Whether an error says that the disk is full. RocksDB gets over such errors when it is not.
+    /// Whether an error says that the disk is full, or that no write was let through for too long. RocksDB
+    /// gets over such errors.
     pub(crate) fn is_want_of_space(error: &Error) -> bool {
-        error.kind() == ErrorKind::IOError && error.as_ref().contains("No space left on device")
+        match error.kind() {
+            ErrorKind::Incomplete => true,
+            ErrorKind::IOError => error.as_ref().contains("No space left on device"),
+            _ => false,
+        }
     }
 
     /// Flushes and compactions that failed since the database was opened.
@@ -287,9 +294,10 @@ impl Tables {
         options.set_no_slowdown(true);
         // A write takes the batch, also where it is refused.
         let data = batch.data().to_vec();
+        let until = Instant::now() + STALLED_MAX;
         loop {
             match self.db.write_opt(batch, &options) {
-                Err(error) if error.kind() == ErrorKind::Incomplete => {
+                Err(error) if error.kind() == ErrorKind::Incomplete && Instant::now() < until => {
                     std::thread::sleep(STALLED_FOR);
                     batch = WriteBatch::from_data(&data);
                 }

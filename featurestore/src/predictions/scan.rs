@@ -2,7 +2,7 @@
 
 use super::PredictionRecord;
 use super::columns::{Records, Row};
-use super::seal::closed_files;
+use super::seal::{closed_files, origin_of};
 use super::spool::SpoolReader;
 use crate::offline::OfflineError;
 use crate::offline::segments::{Wanted, corrupt, model_folder};
@@ -37,7 +37,8 @@ pub(crate) fn scan(
     let mut records = Records::new(&shared.definitions);
     let sealed = &shared.offline.predictions;
     let folder = format!("{}/", model_folder(range.model));
-    for file in &sealed.manifest()?.files {
+    let manifest = sealed.manifest()?;
+    for file in &manifest.files {
         let misses = file.to_ms < range.from_ms || file.from_ms >= range.to_ms;
         if misses || !file.path.starts_with(&folder) {
             continue;
@@ -51,7 +52,10 @@ pub(crate) fn scan(
     for path in spooled {
         let name = path.file_stem().and_then(|name| name.to_str());
         let model = name.and_then(|name| Some(name.split_once('-')?.1));
-        if model != Some(range.model) {
+        // Of a commit whose answer was lost the file is still here.
+        let number = name.and_then(|name| Some(name.split_once('-')?.0));
+        let is_sealed = number.is_some_and(|number| manifest.has_origin(&origin_of(number)));
+        if model != Some(range.model) || is_sealed {
             continue;
         }
         let reader = SpoolReader::open(&path).map_err(|source| OfflineError::Io {

@@ -35,6 +35,11 @@ pub(crate) fn closed_files(spool: &Path) -> Result<Vec<PathBuf>, SealError> {
     Ok(files)
 }
 
+/// What the manifest says of files that come from the spool file of that number.
+pub(crate) fn origin_of(number: &str) -> String {
+    format!("spool {number}")
+}
+
 /// Turns one closed spool file into Parquet and removes it.
 pub(crate) fn seal_file(
     predictions: &Arc<Table>,
@@ -47,7 +52,7 @@ pub(crate) fn seal_file(
     let (number, model) = name
         .and_then(|name| name.split_once('-'))
         .ok_or_else(|| failed(path, &"not a spool file"))?;
-    let origin = format!("spool {number}");
+    let origin = origin_of(number);
     let done = predictions.manifest()?.has_origin(&origin);
     if let Some(schema) = reader.schema().filter(|_| !done) {
         let mut files: Option<DayFiles> = None;

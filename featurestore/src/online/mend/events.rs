@@ -39,16 +39,7 @@ pub(super) fn make_log_anew(
             lost.end()
         )));
     }
-    let among =
-        |file: &&SealedFile| file.last_seq >= *lost.start() && file.first_seq <= *lost.end();
-    for file in manifest.files.iter().filter(among) {
-        events.bytes(file).map_err(|error| {
-            let (first, last) = lost.clone().into_inner();
-            OpenError::Damaged(format!(
-                "events {first} to {last} are lost, and a sealed file cannot give them back: {error}"
-            ))
-        })?;
-    }
+    read_back(events, pruned.unwrap_or(0), &lost)?;
     let schemas = Schemas::load(tables, definitions)
         .map_err(|error| OpenError::Damaged(error.to_string()))?;
     let pruned = pruned.unwrap_or(0);
@@ -56,6 +47,7 @@ pub(super) fn make_log_anew(
         .claim(Reach { pruned, last })
         .map_err(SealError::from)?;
     seal_events((tables, &schemas), events, last)?;
+    read_back(events, pruned, &lost)?;
     tables.renew(Column::Events).map_err(database)?;
     let mut batch = WriteBatch::default();
     tables.put(&mut batch, Key::EventsPruned, &last.to_le_bytes());
@@ -68,10 +60,26 @@ pub(super) fn make_log_anew(
     Ok(())
 }
 
+/// Reads the sealed files of all that the log is about to let go of.
+fn read_back(events: &Table, pruned: u64, lost: &RangeInclusive<u64>) -> Result<(), OpenError> {
+    let manifest = events.manifest().map_err(SealError::from)?;
+    let replaces = |file: &&SealedFile| file.last_seq > pruned;
+    for file in manifest.files.iter().filter(replaces) {
+        events.bytes(file).map_err(|error| {
+            let (first, last) = lost.clone().into_inner();
+            OpenError::Damaged(format!(
+                "events {first} to {last} are lost, and a sealed file cannot give them back: {error}"
+            ))
+        })?;
+    }
+    Ok(())
+}
+
 /// From the first to the last of the numbers that cannot be read.
 fn lost(tables: &Tables, numbers: RangeInclusive<u64>) -> Option<RangeInclusive<u64>> {
     let (mut first, mut last) = numbers.into_inner();
-    for pair in tables.scan_once(Column::Events) {
+    // A repair may have brought back what was pruned.
+    for pair in tables.scan_past_cache(Column::Events, &Key::Event(first).to_bytes()) {
         match pair {
             Ok((key, _)) if Key::number(&key) == Some(first) => first += 1,
             _ => break,
