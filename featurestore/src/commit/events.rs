@@ -62,10 +62,8 @@ impl Writer {
             log.add(&mut group.batch, Key::Event(seq), &entry);
             // An import may bring its events again at any time, and a late one comes late again.
             let life = life.filter(|_| !too_late && matches!(arrival, Arrival::At(_)));
-            let known = KnownEvent::take(tables, (seq, event.event_ms), life);
-            group
-                .events
-                .insert(key, known.map_err(ReadError::database)?);
+            let known = KnownEvent::take(tables.lives(), (seq, event.event_ms), life);
+            group.events.insert(key, known);
             ingested.accepted += 1;
             if self.states.fold(tables, event, seq, arrived_ms)? == Folded::TooLate {
                 ingested.late += 1;

@@ -9,7 +9,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use crossbeam::channel::{Sender, bounded};
+use crossbeam::channel::{RecvTimeoutError, Sender, bounded};
 
 use super::keys::Column;
 use super::shared::Shared;
@@ -24,6 +24,8 @@ const LOOK_MS: i64 = 86_400_000;
 const GROUP_STATES: usize = 512;
 /// How often a full queue is asked again before the next look must do.
 const TRIES_MAX: u32 = 100;
+/// A group waits behind what is queued, and that for RocksDB.
+const ANSWER_MAX: Duration = Duration::from_secs(120);
 
 /// States of a view that may be let go of in part, for the writer.
 pub(crate) struct Expired {
@@ -44,8 +46,15 @@ pub(super) fn look(shared: &Shared, queue: &Queue, now_ms: i64) -> Result<u64, S
     if !due {
         return Ok(0);
     }
-    // One look at a time; this one goes on where another has just begun elsewhere.
+    // One look at a time; one that failed is due again.
     shared.looked_ms.store(now_ms, Ordering::Relaxed);
+    let expired = look_at_all(shared, queue, from_ms)
+        .inspect_err(|_| shared.looked_ms.store(looked_ms, Ordering::Relaxed))?;
+    shared.metrics.states_expired.increment(expired);
+    Ok(expired)
+}
+
+fn look_at_all(shared: &Shared, queue: &Queue, from_ms: i64) -> Result<u64, SealError> {
     let mut expired = 0;
     for (index, view) in shared.definitions.views.iter().enumerate() {
         if let Some(expiry) = expiry(view, &shared.options) {
@@ -58,7 +67,6 @@ pub(super) fn look(shared: &Shared, queue: &Queue, now_ms: i64) -> Result<u64, S
             expired += look.through(view, expiry)?;
         }
     }
-    shared.metrics.states_expired.increment(expired);
     Ok(expired)
 }
 
@@ -109,8 +117,7 @@ impl Look<'_> {
                 done,
             });
             match self.queue.submit(job) {
-                // Without an answer it has stopped.
-                Ok(()) => return expired.recv().map_err(|_| stopped()),
+                Ok(()) => return expired.recv_timeout(ANSWER_MAX).map_err(unanswered),
                 Err(full) => std::thread::sleep(Duration::from_millis(full.retry_after_ms)),
             }
         }
@@ -118,6 +125,9 @@ impl Look<'_> {
     }
 }
 
-fn stopped() -> SealError {
-    SealError::Database("it has stopped writing".to_owned())
+fn unanswered(error: RecvTimeoutError) -> SealError {
+    SealError::Database(match error {
+        RecvTimeoutError::Disconnected => "it has stopped writing".to_owned(),
+        RecvTimeoutError::Timeout => format!("no answer in {} s", ANSWER_MAX.as_secs()),
+    })
 }

@@ -209,19 +209,13 @@ pub(crate) struct KnownEvent {
 }
 
 impl KnownEvent {
-    /// For the writer, when it takes an event. The key may be forgotten by the `life` given.
-    pub(crate) fn take(
-        tables: &Tables,
-        (seq, event_ms): (u64, i64),
-        life: Option<&KeyLife>,
-    ) -> Result<Self, rocksdb::Error> {
-        tables.lives().saw_event(event_ms);
+    /// For the writer, when it takes an event. The key may be forgotten by the `life` given, which has
+    /// noted the event's time ([`Lives::note_oldest`]).
+    pub(crate) fn take(lives: &Lives, (seq, event_ms): (u64, i64), life: Option<&KeyLife>) -> Self {
+        lives.saw_event(event_ms);
         let life = life.filter(|life| life.lateness_ms.is_some());
-        if let Some(life) = life {
-            life.note(tables, event_ms)?;
-        }
         let event_ms = life.map(|_| event_ms);
-        Ok(Self { seq, event_ms })
+        Self { seq, event_ms }
     }
 
     /// Adds its key to a batch.
