@@ -21,6 +21,7 @@ mod options;
 pub(crate) mod quarantine;
 mod read;
 pub(crate) mod reserve;
+mod seal;
 pub(crate) mod shared;
 pub(crate) mod tables;
 
@@ -31,7 +32,6 @@ use serde::Serialize;
 
 pub use self::backup::{BackedUp, BackupError};
 pub use self::error::{IngestError, OpenError, Overloaded, ReadError, RecordError, SealError};
-use self::lives::Lives;
 pub use self::options::{StoreOptions, TableOptions};
 use self::read::Reach;
 use self::shared::{Shared, locked};
@@ -44,11 +44,8 @@ use crate::commit::{Arrival, Job, Queue};
 use crate::definition::Definitions;
 use crate::event::Event;
 use crate::labels::{Label, LabelsIngested, Outcome, OutcomeCursor};
-use crate::log::seal::{prune, seal_events};
-use crate::offline::upkeep::keep_up;
-use crate::offline::{Dataset, OfflineError, RowsFrom, TrainingQuery, TrainingSet, Upkept};
-use crate::predictions::seal::{closed_files, seal_file, seal_labels};
-use crate::predictions::{PredictionKey, PredictionRecord, Sealed, record};
+use crate::offline::{Dataset, OfflineError, RowsFrom, TrainingQuery, TrainingSet};
+use crate::predictions::{PredictionKey, PredictionRecord, record};
 use crate::recomputed::RecomputeError;
 use crate::service::{FeatureRow, Service};
 use crate::value::Value;
@@ -312,60 +309,6 @@ impl FeatureStore {
     pub fn flush(&self) -> Result<(), RecordError> {
         self.inner.send_resolved(Vec::new());
         locked(&self.inner.shared.spool).flush()
-    }
-
-    /// Brings the spool, and the labels and events since the last seal, into Parquet. Safe to repeat after a crash at
-    /// any point: no row is lost or doubled.
-    pub fn seal(&self) -> Result<Sealed, SealError> {
-        let shared = &self.inner.shared;
-        let _one = locked(&shared.sealing);
-        let files = {
-            let mut spool = locked(&shared.spool);
-            spool.close().map_err(|error| match error {
-                RecordError::Spool { path, problem } => SealError::File { path, problem },
-                other => SealError::Database(other.to_string()),
-            })?;
-            closed_files(&shared.data_dir.join("spool"))?
-        };
-        let mut sealed = Sealed::default();
-        for file in files {
-            sealed += seal_file(&shared.offline.predictions, &file, &shared.metrics)?;
-        }
-        sealed += seal_labels(&shared.tables, &shared.offline.labels)?;
-        let (last_seq, _) = *locked(&shared.counters);
-        let log = (&shared.tables, &shared.schemas);
-        sealed += seal_events(log, &shared.offline.events, last_seq)?;
-        Ok(sealed)
-    }
-
-    /// Merges small sealed files, lets go of what is past its retention, drops from the event log what is
-    /// sealed and old enough, and lets go of dedupe keys and parts of states that are past their life. Safe
-    /// to repeat after a crash at any point. Takes as long as reading and writing the files that it merges:
-    /// not for a thread that serves.
-    pub fn upkeep(&self, now_ms: i64) -> Result<Upkept, SealError> {
-        let shared = &self.inner.shared;
-        let mut done = Upkept::default();
-        // What frees space first: the rest needs some.
-        self.keep_sealed(now_ms, &mut done)?;
-        let past_ms = shared.tables.lives().past_ms(now_ms);
-        let forgotten = Lives::forget(&shared.tables, past_ms);
-        forgotten.map_err(|error| SealError::Database(error.to_string()))?;
-        done.expired_states = expiry::look(shared, &self.inner.queue, now_ms)?;
-        Ok(done)
-    }
-
-    fn keep_sealed(&self, now_ms: i64, done: &mut Upkept) -> Result<(), SealError> {
-        let shared = &self.inner.shared;
-        let _one = locked(&shared.sealing);
-        let options = &shared.options.retention;
-        for table in shared.offline.all() {
-            keep_up(table, options, now_ms, done)?;
-        }
-        if let Some(keep_ms) = options.event_log_ms {
-            let before_ms = now_ms.saturating_sub(keep_ms);
-            done.pruned_events = prune(&shared.tables, &shared.offline.events, before_ms)?;
-        }
-        Ok(())
     }
 
     /// Outcomes after `cursor`, in order of arrival, from steps of `max` entries of the label log, and
