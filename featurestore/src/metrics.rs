@@ -165,7 +165,7 @@ pub fn describe() {
     describe_gauge!(
         "loopgate_offline_away",
         Unit::Count,
-        "1 while the place of the sealed files does not do what it is asked: sealing waits"
+        "1 after the place of the sealed files did not do what it was asked, or a seal failed, until one succeeds"
     );
     describe_gauge!(
         "loopgate_store_full",

@@ -7,6 +7,7 @@
 //! gateway: a manifest is replaced as a whole, and a file that it names lies there whole, for at least
 //! the grace period longer than it is named.
 
+mod bond;
 mod bucket;
 mod check;
 pub(crate) mod dataset;
@@ -112,6 +113,14 @@ pub enum OfflineError {
         /// The manifest.
         path: PathBuf,
     },
+    /// The bucket is not the one that the data folder knows, or not as the folder left it.
+    #[error("{}: {problem}", path.display())]
+    NotOurs {
+        /// The manifest.
+        path: PathBuf,
+        /// What was found, and what was left there.
+        problem: String,
+    },
     /// A Parquet file is damaged or not ours.
     #[error("{} is not a readable segment: {problem}", path.display())]
     Corrupt {
@@ -148,6 +157,15 @@ pub enum OfflineError {
     },
 }
 
+/// What the three tables are sealed from.
+pub(crate) struct Reaches {
+    pub(crate) events: Reach,
+    /// How many numbers of spool files were given out.
+    pub(crate) spool_files: u64,
+    /// Where the label log ends.
+    pub(crate) labels: u64,
+}
+
 /// The three tables of one store.
 pub(crate) struct OfflineTables {
     pub(crate) events: Arc<Table>,
@@ -173,17 +191,19 @@ impl OfflineTables {
         [&self.events, &self.predictions, &self.labels]
     }
 
-    /// Makes them this process's, held against the logs: that of events was pruned up to a number, and both
-    /// end at one.
-    pub(crate) fn claim(
-        &self,
-        pruned: u64,
-        (last_seq, label_seq): (u64, u64),
-    ) -> Result<(), OfflineError> {
-        let reach = |pruned, last| Reach { pruned, last };
-        self.events.claim(reach(pruned, last_seq))?;
-        self.predictions.claim(reach(0, 0))?;
-        self.labels.claim(reach(0, label_seq))
+    /// Makes them this process's, held against what they are sealed from: all of them, or none where one of
+    /// them does not fit.
+    pub(crate) fn claim(&self, reaches: &Reaches) -> Result<(), OfflineError> {
+        let claims = [
+            (&self.events, reaches.events),
+            (&self.predictions, Reach::up_to(reaches.spool_files)),
+            (&self.labels, Reach::up_to(reaches.labels)),
+        ];
+        for (table, reach) in claims {
+            table.hold_against(reach)?;
+        }
+        let mut claims = claims.into_iter();
+        claims.try_for_each(|(table, reach)| table.claim(reach))
     }
 
     /// What their place failed of last, if it did; the three share it.

@@ -99,7 +99,8 @@ pub struct StoreStats {
     pub full: bool,
     /// Why the writer has stopped, if it has.
     pub stopped: Option<String>,
-    /// What the last read or write of sealed files failed of, if it did: what is to be sealed waits.
+    /// What a seal, or a read or write of sealed files, failed of since the last seal that did not: what is to
+    /// be sealed waits.
     pub offline: Option<String>,
 }
 

@@ -7,6 +7,8 @@ mod applied;
 mod background;
 #[path = "online/backup.rs"]
 mod backup;
+#[path = "online/bond.rs"]
+mod bond;
 #[path = "online/bucket.rs"]
 mod bucket;
 #[path = "online/crash.rs"]

@@ -195,6 +195,9 @@ pub(crate) fn run(config: &ServeConfig) -> Result<()> {
     tracing::info!("draining");
     plane.drain();
     grpc.drain();
+    if let Some(store) = &core.store {
+        store.end_by(Instant::now() + LAST_SEAL);
+    }
     control.stop();
     close(&core, backstage)
 }
@@ -393,6 +396,9 @@ impl Watch {
         }
     }
 }
+
+/// How long an end waits for a bucket.
+const LAST_SEAL: Duration = Duration::from_secs(20);
 
 async fn until_told_to_stop(mut signals: Signals, core: &Core, page: Page, mut watch: Watch) {
     let mut upkeep = tokio::time::interval(UPKEEP);

@@ -161,6 +161,17 @@ impl Bucket {
         key(self) == key(other)
     }
 
+    /// Where requests go, for messages: the environment has a say in that.
+    pub(super) fn endpoint(&self) -> String {
+        let environment = AmazonS3Builder::from_env();
+        let set = |key| environment.get_config_value(&key);
+        let own = self.endpoint.as_deref().map(str::to_owned);
+        let endpoint = own
+            .or_else(|| set(AmazonS3ConfigKey::S3Endpoint))
+            .or_else(|| set(AmazonS3ConfigKey::Endpoint));
+        endpoint.unwrap_or_else(|| "Amazon's S3".to_owned())
+    }
+
     fn allow_http(&self) -> bool {
         let mut endpoint = self.endpoint.iter();
         endpoint.any(|endpoint| endpoint.starts_with("http://"))

@@ -1,34 +1,21 @@
 //! Which place holds the sealed files of a data folder: its own `offline/`, or the bucket that
-//! `offline.json` in it names.
+//! [`super::bond`] remembers.
 //!
 //! The folder remembers, so that whoever has the folder finds the files, and so that a bucket is not taken
 //! for that of another folder by a slip in a configuration. Another place than before is accepted once it
 //! holds what the one before holds.
 
-use std::fs::{self, File};
-use std::io::{self, Write as _};
 use std::path::Path;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use bytes::Bytes;
 
 use super::OfflineError;
+use super::bond::{Bond, Record, Tie};
 use super::bucket::{Bucket, BucketFields};
 use super::manifest::Manifest;
 use super::place::{Health, Place};
-use super::segments::sync_folder;
 use super::table::{MANIFEST, TableKind};
-
-/// The file in a data folder that names a bucket.
-const RECORD: &str = "offline.json";
-/// The version that is written, and the newest that is read.
-const FORMAT: u32 = 1;
-
-#[derive(Serialize, Deserialize)]
-struct Record {
-    format: u32,
-    bucket: BucketFields,
-}
 
 /// A place, and whether this folder has used it before.
 pub(crate) struct Settled {
@@ -38,9 +25,13 @@ pub(crate) struct Settled {
 
 /// The place of a data folder, for readers: makes nothing, `None` where nothing was ever sealed.
 pub(crate) fn existing(data_dir: &Path) -> Result<Option<Place>, OfflineError> {
+    let record = Record::read(data_dir)?;
     let own = data_dir.join("offline");
-    match (recorded(data_dir)?, own.is_dir()) {
-        (Some(bucket), _) => Place::bucket(&bucket).map(Some),
+    match (&record.place, own.is_dir()) {
+        (Some(tie), _) => {
+            let place = Place::bucket(&tie.bucket)?;
+            Ok(Some(place.bound(Bond::of_reader(data_dir, record))))
+        }
         (None, true) => Place::folder(own).map(Some),
         (None, false) => Ok(None),
     }
@@ -53,8 +44,13 @@ pub(crate) fn settle(
     wanted: Option<&Bucket>,
     health: Arc<Health>,
 ) -> Result<Settled, OfflineError> {
-    let before = recorded(data_dir)?;
+    let mut record = Record::read(data_dir)?;
+    let before = record.place.as_ref().map(|tie| tie.bucket.clone());
+    let next = record.next.take();
     let Some(bucket) = wanted.or(before.as_ref()) else {
+        if next.is_some() {
+            record.write(data_dir)?;
+        }
         let place = Place::folder(data_dir.join("offline"))?.for_writing(health);
         return Ok(Settled {
             place,
@@ -62,28 +58,32 @@ pub(crate) fn settle(
         });
     };
     let place = Place::bucket(bucket)?;
-    let known = before
-        .as_ref()
-        .is_some_and(|before| before.is_same_place(bucket));
-    if !known {
-        place.probe()?;
-        let old = match &before {
-            Some(before) => Place::bucket(before).map(Some)?,
-            None => existing(data_dir)?,
-        };
-        for kind in TableKind::ALL {
-            refuse_unless_moved(kind, old.as_ref(), &place)?;
+    let same = record
+        .place
+        .as_mut()
+        .filter(|tie| tie.bucket.is_same_place(bucket));
+    let known = same.is_some();
+    if let Some(tie) = same {
+        let fields = |bucket: &Bucket| BucketFields::from(bucket.clone());
+        let changed = fields(&tie.bucket) != fields(bucket);
+        tie.bucket = bucket.clone();
+        // What was begun elsewhere was not ended, and the files lie here.
+        if changed || next.is_some() {
+            record.write(data_dir)?;
         }
+    } else {
+        place.probe()?;
+        let next = next.filter(|tie| tie.bucket.is_same_place(bucket));
+        let next = next.unwrap_or_else(|| Tie::new(bucket.clone()));
+        let old = existing(data_dir)?;
+        for kind in TableKind::ALL {
+            refuse_unless_moved(kind, old.as_ref(), (&place, &next))?;
+        }
+        record.next = Some(next);
+        record.write(data_dir)?;
     }
-    let fields = BucketFields::from(bucket.clone());
-    if before.map(BucketFields::from).as_ref() != Some(&fields) {
-        write(data_dir, fields).map_err(|source| OfflineError::Io {
-            path: data_dir.join(RECORD),
-            source,
-        })?;
-        tracing::info!(place = %place.shown("").display(), "sealed files lie in a bucket from now on");
-    }
-    let place = place.for_writing(health);
+    let bond = Bond::of_writer(data_dir, record);
+    let place = place.bound(bond).for_writing(health);
     Ok(Settled { place, known })
 }
 
@@ -91,7 +91,7 @@ pub(crate) fn settle(
 fn refuse_unless_moved(
     kind: TableKind,
     old: Option<&Place>,
-    new: &Place,
+    (new, next): (&Place, &Tie),
 ) -> Result<(), OfflineError> {
     let path = format!("{}/{MANIFEST}", kind.name());
     let refused = |problem: String| OfflineError::Manifest {
@@ -99,9 +99,15 @@ fn refuse_unless_moved(
         problem,
     };
     let now = new.get(&path)?;
+    let found = decode(kind, now.as_ref()).map_err(&refused)?;
+    if next.has_begun(found.as_ref()) {
+        // It was compared before we named it.
+        return Ok(());
+    }
     let before = old.map(|old| old.get(&path)).transpose()?.flatten();
-    if now.is_some() && now == before {
-        let moved = decode(kind, now.as_ref()).map_err(&refused)?;
+    let left = decode(kind, before.as_ref()).map_err(&refused)?;
+    old.map_or(Ok(()), |old| old.check(&path, left.as_ref()))?;
+    if let Some(moved) = found.as_ref().filter(|_| now == before) {
         let listed = new.list(kind.name())?;
         let there = |path: &str, bytes| {
             let path = format!("{}/{path}", kind.name());
@@ -121,9 +127,9 @@ fn refuse_unless_moved(
     let nothing = |manifest: &Manifest| {
         manifest.files.is_empty() && manifest.retired.is_empty() && manifest.sealed_seq == 0
     };
-    let empty = match (old, &before) {
+    let empty = match (old, &left) {
         (Some(old), None) => old.list(kind.name())?.is_empty(),
-        (_, before) => nothing(&decode(kind, before.as_ref()).map_err(&refused)?),
+        (_, left) => left.as_ref().is_none_or(nothing),
     };
     match (now, old) {
         (None, _) if empty => Ok(()),
@@ -138,50 +144,7 @@ fn refuse_unless_moved(
     }
 }
 
-fn decode(kind: TableKind, manifest: Option<&bytes::Bytes>) -> Result<Manifest, String> {
-    manifest.map_or(Ok(Manifest::default()), |bytes| {
-        Manifest::decode(kind.name(), bytes)
-    })
-}
-
-/// The bucket that the data folder names.
-fn recorded(data_dir: &Path) -> Result<Option<Bucket>, OfflineError> {
-    let path = data_dir.join(RECORD);
-    let text = match fs::read(&path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(OfflineError::Io { path, source }),
-    };
-    let bucket = read(&text);
-    bucket
-        .map(Some)
-        .map_err(|problem| OfflineError::Manifest { path, problem })
-}
-
-fn read(text: &[u8]) -> Result<Bucket, String> {
-    let record: Record = serde_json::from_slice(text).map_err(|error| error.to_string())?;
-    if record.format != FORMAT {
-        return Err(format!(
-            "its format is {}; known is {FORMAT}",
-            record.format
-        ));
-    }
-    record
-        .bucket
-        .try_into()
-        .map_err(|error: super::bucket::BucketError| error.to_string())
-}
-
-fn write(data_dir: &Path, bucket: BucketFields) -> io::Result<()> {
-    let record = Record {
-        format: FORMAT,
-        bucket,
-    };
-    let partial = data_dir.join(format!("{RECORD}.partial"));
-    let mut file = File::create(&partial)?;
-    serde_json::to_writer(&mut file, &record)?;
-    file.write_all(b"\n")?;
-    file.sync_all()?;
-    fs::rename(&partial, data_dir.join(RECORD))?;
-    sync_folder(data_dir)
+fn decode(kind: TableKind, manifest: Option<&Bytes>) -> Result<Option<Manifest>, String> {
+    let decoded = manifest.map(|bytes| Manifest::decode(kind.name(), bytes));
+    decoded.transpose()
 }

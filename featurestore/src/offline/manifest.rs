@@ -12,6 +12,8 @@ use super::segments::{day_of_name, hex};
 
 /// The version that is written, and the newest that is read.
 const FORMAT: u32 = 1;
+/// What the origin of a file begins with that came from a spool file; its number follows.
+pub(crate) const SPOOL_FILE: &str = "spool ";
 
 /// A sealed file, as its table's manifest names it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -172,9 +174,21 @@ impl Manifest {
 
     /// Whether anything was sealed from `origin`, be it retired by now.
     pub(crate) fn has_origin(&self, origin: &str) -> bool {
+        self.origins().any(|found| found == origin)
+    }
+
+    /// One more than the highest number of a spool file that was sealed; 0 where none was.
+    pub(crate) fn spool_files(&self) -> u64 {
+        let number = |origin: &str| origin.strip_prefix(SPOOL_FILE)?.parse::<u64>().ok();
+        self.origins()
+            .filter_map(number)
+            .max()
+            .map_or(0, |it| it + 1)
+    }
+
+    fn origins(&self) -> impl Iterator<Item = &str> {
         let retired = self.retired.iter().map(|retired| &retired.file);
-        let mut all = self.files.iter().chain(retired);
-        all.any(|file| file.origin == origin)
+        self.files.iter().chain(retired).map(|file| &*file.origin)
     }
 
     /// Takes the files for which `which` says so out of the table.
@@ -288,5 +302,7 @@ mod tests {
         assert_eq!(file.day(), Some(2));
         assert!(manifest().has_origin("spool 3"));
         assert!(!manifest().has_origin("spool 30"));
+        assert_eq!(manifest().spool_files(), 4);
+        assert_eq!(Manifest::default().spool_files(), 0);
     }
 }

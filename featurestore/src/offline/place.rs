@@ -9,7 +9,7 @@ use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::TryStreamExt as _;
@@ -18,11 +18,14 @@ use object_store::local::LocalFileSystem;
 use object_store::path::Path as ObjectPath;
 use object_store::{Error, ObjectStore, ObjectStoreExt as _, PutMode, UpdateVersion};
 use tokio::runtime::Runtime;
-use uuid::Uuid;
+use tokio::sync::watch;
 
 use super::OfflineError;
+use super::bond::Bond;
 use super::bucket::{self, Bucket};
+use super::manifest::Manifest;
 use super::segments::make_folder;
+use crate::online::SealError;
 use crate::online::shared::locked;
 
 /// A folder or a bucket.
@@ -32,8 +35,8 @@ pub(crate) struct Place {
     /// Its name in messages; for a folder its path.
     root: PathBuf,
     is_bucket: bool,
-    /// Names the one that writes into a bucket; a folder has its lock.
-    writer: Option<Arc<str>>,
+    /// With the data folder, of a bucket; a folder has its lock.
+    bond: Option<Arc<Bond>>,
     health: Option<Arc<Health>>,
 }
 
@@ -41,13 +44,16 @@ pub(crate) struct Place {
 #[derive(Debug, Clone)]
 pub(crate) struct Stamp(UpdateVersion);
 
-/// Whether a place answers, for statistics.
+/// Whether a place does what it is asked, for statistics; and until when it is asked.
 #[derive(Debug)]
 pub(crate) struct Health {
-    /// What the last operation failed of, if it did. A lock, since any thread may read or write files.
+    /// What an operation or a seal failed of since the last seal that did not. A lock, since any thread may
+    /// read or write files.
     problem: Mutex<Option<Arc<str>>>,
     failures: Counter,
     away: Gauge,
+    /// When the process ends, once it is known.
+    end: watch::Sender<Option<Instant>>,
 }
 
 impl Health {
@@ -57,18 +63,13 @@ impl Health {
             problem: Mutex::default(),
             failures,
             away,
+            end: watch::Sender::default(),
         })
     }
 
-    /// What the last operation failed of, if it did.
-    pub(crate) fn problem(&self) -> Option<Arc<str>> {
-        locked(&self.problem).clone()
-    }
-
-    fn note(&self, failed: Option<&OfflineError>) {
-        self.away.set(f64::from(u8::from(failed.is_some())));
-        self.failures.increment(u64::from(failed.is_some()));
-        *locked(&self.problem) = failed.map(|error| error.to_string().into());
+    fn set(&self, problem: Option<String>) {
+        self.away.set(f64::from(u8::from(problem.is_some())));
+        *locked(&self.problem) = problem.map(Into::into);
     }
 }
 
@@ -88,6 +89,8 @@ impl From<OfflineError> for Failure {
 
 /// How long one operation may take, with all that is tried again.
 const DEADLINE: Duration = Duration::from_secs(120);
+const SLOW: &str = "no answer in two minutes";
+const ENDING: &str = "no answer before the end of this process";
 /// Threads that wait for disks.
 const BLOCKING_THREADS: usize = 4;
 
@@ -102,7 +105,7 @@ impl Place {
             store: Arc::new(store),
             root,
             is_bucket: false,
-            writer: None,
+            bond: None,
             health: None,
         })
     }
@@ -116,28 +119,67 @@ impl Place {
             store,
             root,
             is_bucket: true,
-            writer: None,
+            bond: None,
             health: None,
         })
     }
 
+    /// The same as a data folder's own.
+    pub(crate) fn bound(mut self, bond: Bond) -> Self {
+        self.bond = Some(Arc::new(bond));
+        self
+    }
+
     /// The same for the one process that writes.
     pub(crate) fn for_writing(mut self, health: Arc<Health>) -> Self {
-        if self.is_bucket {
-            self.writer = Some(Uuid::now_v7().to_string().into());
-        }
         self.health = Some(health);
         self
     }
 
-    /// Names the one that writes; nothing for a folder.
-    pub(crate) fn writer(&self) -> Option<&str> {
-        self.writer.as_deref()
+    /// What binds a bucket to the data folder; nothing for a folder.
+    pub(crate) fn bond(&self) -> Option<&Bond> {
+        self.bond.as_deref()
     }
 
-    /// What the last operation failed of, if it did.
+    /// Names the one that writes; nothing for a folder.
+    pub(crate) fn writer(&self) -> Option<&str> {
+        self.bond()?.writer()
+    }
+
+    /// Refuses a manifest, or that there is none, that is not what the data folder left there.
+    pub(crate) fn check(&self, path: &str, found: Option<&Manifest>) -> Result<(), OfflineError> {
+        let checked = self.bond().map_or(Ok(()), |bond| bond.check(found));
+        checked.map_err(|problem| {
+            let path = self.shown(path);
+            let refused = OfflineError::NotOurs { path, problem };
+            self.note(&refused);
+            refused
+        })
+    }
+
+    /// What an operation or a seal failed of since the last seal that did not.
     pub(crate) fn problem(&self) -> Option<Arc<str>> {
-        self.health.as_ref()?.problem()
+        locked(&self.health.as_ref()?.problem).clone()
+    }
+
+    /// Says how a seal ended.
+    pub(crate) fn note_seal(&self, failed: Option<&SealError>) {
+        if let Some(health) = &self.health {
+            health.set(failed.map(ToString::to_string));
+        }
+    }
+
+    /// No operation of a bucket is waited for past that moment: the process ends.
+    pub(crate) fn end_by(&self, moment: Instant) {
+        if let Some(health) = &self.health {
+            health.end.send_replace(Some(moment));
+        }
+    }
+
+    /// Whether the process ends: only what must be done still is.
+    pub(crate) fn is_ending(&self) -> bool {
+        let mut health = self.health.iter();
+        health.any(|health| health.end.borrow().is_some())
     }
 
     /// The name of an object in messages; for a folder its path.
@@ -272,17 +314,17 @@ impl Place {
         work: impl Future<Output = object_store::Result<T>> + Send + 'static,
     ) -> Result<T, Failure> {
         let done = self.wait_for(path, work);
-        self.note(match &done {
-            Err(Failure::Failed(error)) => Some(error),
-            _ => None,
-        });
+        if let Err(Failure::Failed(error)) = &done {
+            self.note(error);
+        }
         done
     }
 
-    /// Says how the last operation ended.
-    pub(crate) fn note(&self, failed: Option<&OfflineError>) {
+    /// Says that an operation failed.
+    pub(crate) fn note(&self, failed: &OfflineError) {
         if let Some(health) = &self.health {
-            health.note(failed);
+            health.failures.increment(1);
+            health.set(Some(failed.to_string()));
         }
     }
 
@@ -293,24 +335,48 @@ impl Place {
     ) -> Result<T, Failure> {
         let runtime = runtime().map_err(|source| failed(&self.shown(path), source))?;
         let (sender, receiver) = crossbeam::channel::bounded(1);
+        let end = self.end();
         // Not lost track of: the channel is waited for below, as long as the work may take.
         runtime.spawn(async move {
+            let done = tokio::select! {
+                done = tokio::time::timeout(DEADLINE, work) => done.map_err(|_| SLOW),
+                () = end => Err(ENDING),
+            };
             // Whoever gave up waiting does not need the answer.
-            let _ = sender.send(tokio::time::timeout(DEADLINE, work).await);
+            let _ = sender.send(done);
         });
         let done = receiver.recv_timeout(2 * DEADLINE);
-        let Ok(Ok(done)) = done else {
-            let problem = format!("no answer in {} s", DEADLINE.as_secs());
+        let done = done.unwrap_or(Err(SLOW)).map_err(|problem| {
             let slow = io::Error::new(io::ErrorKind::TimedOut, problem);
-            return Err(self.failed(path, slow).into());
-        };
-        done.map_err(|error| match error {
+            self.failed(path, slow)
+        });
+        done?.map_err(|error| match error {
             Error::NotFound { .. } => Failure::NotFound,
             Error::Precondition { .. } | Error::AlreadyExists { .. } if self.is_bucket => {
                 Failure::Condition
             }
             error => self.failed(path, error.into()).into(),
         })
+    }
+
+    /// Comes to its end when no operation of a bucket is waited for any more.
+    fn end(&self) -> impl Future<Output = ()> + Send + 'static {
+        let health = self.health.as_ref().filter(|_| self.is_bucket);
+        let end = health.map(|health| health.end.subscribe());
+        async move {
+            let moment = match end {
+                Some(mut end) => end
+                    .wait_for(Option::is_some)
+                    .await
+                    .ok()
+                    .and_then(|end| *end),
+                None => None,
+            };
+            match moment {
+                Some(moment) => tokio::time::sleep_until(moment.into()).await,
+                None => std::future::pending().await,
+            }
+        }
     }
 
     fn failed(&self, path: &str, source: io::Error) -> OfflineError {

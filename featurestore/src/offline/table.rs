@@ -16,6 +16,7 @@ use parquet::basic::{Compression, ZstdLevel};
 use sha2::{Digest as _, Sha256};
 
 use super::OfflineError;
+use super::bond::Bond;
 use super::days::About;
 use super::legacy::{self, Legacy};
 use super::location::Settled;
@@ -99,11 +100,19 @@ enum Claim {
     Held,
 }
 
-/// The log that a table is sealed from: it holds what lies behind `pruned`, up to `last`; zeros for none.
+/// What a table is sealed from: its log holds what lies behind `pruned`, up to `last`. For predictions that is
+/// how many numbers of spool files were given out.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Reach {
     pub(crate) pruned: u64,
     pub(crate) last: u64,
+}
+
+impl Reach {
+    /// Nothing was pruned.
+    pub(crate) fn up_to(last: u64) -> Self {
+        Self { pruned: 0, last }
+    }
 }
 
 /// Folder and name of a file to be.
@@ -162,6 +171,15 @@ impl Table {
         }
     }
 
+    /// Refuses the table as it was read, if it was, where it does not fit its log.
+    pub(crate) fn hold_against(&self, reach: Reach) -> Result<(), OfflineError> {
+        let state = locked(&self.state);
+        match state.stored {
+            true => self.check(&state.manifest, reach),
+            false => Ok(()),
+        }
+    }
+
     /// Makes the table ours, and removes what an earlier process left unfinished; when its place is back,
     /// where it is away.
     pub(crate) fn claim(&self, reach: Reach) -> Result<(), OfflineError> {
@@ -186,7 +204,7 @@ impl Table {
         self.check(&state.manifest, reach)?;
         self.place.clear_torn_puts(self.kind.name())?;
         let orphans = self.orphans(&state.manifest)?;
-        let is_new = state.stamp.is_none();
+        let (is_new, bond) = (state.stamp.is_none(), self.place.bond());
         if is_new || self.place.writer().is_some() {
             let mut manifest = Manifest::clone(&state.manifest);
             if let Some(writer) = self.place.writer() {
@@ -194,9 +212,11 @@ impl Table {
                 manifest.writer = Some(writer.into());
             }
             state.stored = false;
+            bond.map_or(Ok(()), Bond::begin)?;
             state.stamp = Some(self.put_manifest(&manifest, state.stamp.clone())?);
             state.manifest = Arc::new(manifest);
             state.stored = true;
+            bond.map_or(Ok(()), |bond| bond.named(self.kind))?;
         }
         state.claim = Claim::Held;
         for path in orphans {
@@ -336,16 +356,30 @@ impl Table {
     }
 
     /// Refuses a table that is ahead of its log, or does not reach up to what was pruned of it: it
-    /// belongs to another state of the database.
+    /// belongs to another state of the database. Of a spool file with a number that is given out again,
+    /// nothing would be sealed.
     fn check(&self, manifest: &Manifest, reach: Reach) -> Result<(), OfflineError> {
         let Reach { pruned, last } = reach;
-        let sealed = manifest.sealed_seq;
-        match (pruned..=last).contains(&sealed) {
-            true => Ok(()),
-            false => Err(self.manifest_error(format!(
-                "it is sealed up to {sealed}, but its log ends at {last} and was pruned up to {pruned}"
-            ))),
-        }
+        let problem = match self.kind {
+            TableKind::Predictions => {
+                let sealed = manifest.spool_files();
+                (sealed > last).then(|| {
+                    format!(
+                        "it holds spool file {}, but {last} were begun here",
+                        sealed - 1
+                    )
+                })
+            }
+            TableKind::Events | TableKind::Labels => {
+                let sealed = manifest.sealed_seq;
+                (!(pruned..=last).contains(&sealed)).then(|| {
+                    format!(
+                        "it is sealed up to {sealed}, but its log ends at {last} and was pruned up to {pruned}"
+                    )
+                })
+            }
+        };
+        problem.map_or(Ok(()), |problem| Err(self.manifest_error(problem)))
     }
 
     /// The files of attempts that no manifest came to name. Says so where files that it names are not
@@ -378,21 +412,18 @@ impl Table {
 
     /// The manifest as its place has it.
     fn load_into(&self, state: &mut State, legacy: &Legacy<'_>) -> Result<(), OfflineError> {
-        let (found, stamp) = match self.place.get_stamped(&self.below(MANIFEST))? {
-            Some((bytes, stamp)) => {
-                let found = Manifest::decode(self.kind.name(), &bytes);
-                let found = found.map_err(|problem| self.manifest_error(problem))?;
-                (found, Some(stamp))
-            }
-            None => (legacy::manifest_of(self, legacy)?, None),
-        };
+        let path = self.below(MANIFEST);
+        let (found, stamp) = self.place.get_stamped(&path)?.unzip();
+        let found = found.map(|bytes| Manifest::decode(self.kind.name(), &bytes));
+        let found = found.transpose();
+        let found = found.map_err(|problem| self.manifest_error(problem))?;
         let writer = self.place.writer();
-        if matches!(state.claim, Claim::Held)
-            && writer.is_some()
-            && found.writer.as_deref() != writer
-        {
+        let other = |found: &Manifest| writer.is_some() && found.writer.as_deref() != writer;
+        if matches!(state.claim, Claim::Held) && found.as_ref().is_some_and(other) {
             return Err(self.taken());
         }
+        self.place.check(&path, found.as_ref())?;
+        let found = found.map_or_else(|| legacy::manifest_of(self, legacy), Ok)?;
         let before = std::mem::replace(&mut state.manifest, Arc::new(found));
         state.earlier.push(Arc::downgrade(&before));
         state.stamp = stamp;
@@ -432,7 +463,7 @@ impl Table {
         let taken = OfflineError::Taken {
             path: self.shown(MANIFEST),
         };
-        self.place.note(Some(&taken));
+        self.place.note(&taken);
         taken
     }
 

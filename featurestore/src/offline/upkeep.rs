@@ -65,7 +65,7 @@ pub struct Upkept {
     pub expired_states: u64,
 }
 
-/// Looks after one table.
+/// Looks after one table; stops where it is when the process ends.
 pub(crate) fn keep_up(
     table: &Arc<Table>,
     options: &RetentionOptions,
@@ -103,6 +103,9 @@ fn merge_small_files(
     let groups = small_files(&manifest, small_files_max);
     drop(manifest);
     for group in groups {
+        if table.place().is_ending() {
+            break;
+        }
         let (merged, into) = merge(table, &group)?;
         done.merged_files += merged;
         done.merged_into += into;

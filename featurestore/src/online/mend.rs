@@ -48,14 +48,13 @@ const DERIVED: [Column; 5] = [
 /// Entries between two writes of a rebuild.
 const REBUILD_ENTRIES: usize = 16_384;
 
-/// Numbers of spool files that a lost table may have given out: none is given out twice.
-const SEGMENTS_SKIPPED: u64 = 1_000_000;
+/// Numbers of spool files that a lost table may have given out, with this opening or one that was cut off:
+/// none is given out twice.
+pub(crate) const SEGMENTS_SKIPPED: u64 = 1_000_000;
 
 /// A database that was examined, and what of it must be filled again.
 pub(crate) struct Mending {
     emptied: Vec<Column>,
-    /// Tables may have been left out.
-    repaired: bool,
     started: Instant,
 }
 
@@ -93,9 +92,9 @@ pub(crate) fn open(
 ) -> Result<(Tables, Option<Mending>), OpenError> {
     let online = data_dir.join("online");
     let started = Instant::now();
-    let (mut tables, repaired) = match try_to_open(data_dir, &online, sizes)? {
-        Ok(tables) => (tables, false),
-        Err(reason) => (repair(data_dir, (&online, sizes), &reason)?, true),
+    let mut tables = match try_to_open(data_dir, &online, sizes)? {
+        Ok(tables) => tables,
+        Err(reason) => repair(data_dir, (&online, sizes), &reason)?,
     };
     let Some(noted) = read_note(data_dir)? else {
         return Ok((tables, None));
@@ -104,11 +103,7 @@ pub(crate) fn open(
     let reason = noted.lines().next().unwrap_or_default();
     note(data_dir, reason, &emptied).map_err(io(data_dir))?;
     empty(&mut tables, &emptied).map_err(database)?;
-    let mending = Mending {
-        emptied,
-        repaired,
-        started,
-    };
+    let mending = Mending { emptied, started };
     Ok((tables, Some(mending)))
 }
 
@@ -287,14 +282,11 @@ impl Mending {
         if labels.iter().any(|column| self.emptied.contains(column)) {
             fill_labels(tables)?;
         }
-        if self.repaired {
-            let next = tables.get_number(Key::NextSegment);
-            let next = next.map_err(ReadError::database)?.unwrap_or(0) + SEGMENTS_SKIPPED;
-            let mut batch = WriteBatch::default();
-            tables.put(&mut batch, Key::NextSegment, &next.to_le_bytes());
-            tables.write_durably(batch).map_err(ReadError::database)?;
-        }
-        Ok(())
+        let next = tables.get_number(Key::NextSegment);
+        let next = next.map_err(ReadError::database)?.unwrap_or(0) + SEGMENTS_SKIPPED;
+        let mut batch = WriteBatch::default();
+        tables.put(&mut batch, Key::NextSegment, &next.to_le_bytes());
+        tables.write_durably(batch).map_err(ReadError::database)
     }
 
     /// Removes the note: everything is filled and on disk.

@@ -11,7 +11,7 @@ use super::keys::{Column, FORMAT, Key};
 use super::lives::Lives;
 use super::lock::FolderLock;
 use super::mark::{Acked, Mark};
-use super::mend::{self, Mending};
+use super::mend::{self, Mending, SEGMENTS_SKIPPED};
 use super::reserve::Reserve;
 use super::shared::Opened;
 use super::tables::Tables;
@@ -24,6 +24,8 @@ use crate::log::{EventLog, Schemas};
 use crate::metrics::StoreMetrics;
 use crate::offline::location::settle;
 use crate::offline::segments::make_folder;
+use crate::offline::table::{Reach, Table};
+use crate::offline::{OfflineError, Reaches};
 use crate::predictions::PredictionKey;
 use crate::predictions::seal::{closed_files, open_tables, seal_file};
 
@@ -71,16 +73,13 @@ fn open_locked(
         mending.make_log_anew(&mut tables, &offline.events, &definitions)?;
     }
     let (last_seq, counters, mark) = check_logs(data_dir, &tables, mending.as_ref())?;
-    let pruned = tables.get_number(Key::EventsPruned).map_err(database)?;
-    offline
-        .claim(pruned.unwrap_or(0), (last_seq, counters.label_seq))
-        .map_err(SealError::from)?;
-    // What a place that is away does not take now is sealed later.
-    if offline.problem().is_none() {
-        for file in closed_files(&spool)? {
-            seal_file(&offline.predictions, &file, &metrics)?;
-        }
-    }
+    let reaches = reaches(&tables, (last_seq, counters.label_seq), mending.as_ref())?;
+    offline.claim(&reaches).map_err(SealError::from)?;
+    seal_spool(&offline.predictions, &spool, &metrics).or_else(|error| match error {
+        // It is sealed later.
+        SealError::Offline(OfflineError::Away { .. }) if settled.known => Ok(()),
+        error => Err(error),
+    })?;
     let schemas = Schemas::load(&tables, &definitions).map_err(read)?;
     Lives::load(&tables, &definitions).map_err(read)?;
     let events = EventLog {
@@ -143,6 +142,38 @@ fn check_logs(
     let (mark, acked) = Mark::open(&path).map_err(io_at(&path))?;
     check_mark(acked, last_seq, counters.label_seq)?;
     Ok((last_seq, counters, mark))
+}
+
+/// Seals what the last process left behind; nothing where the place has not answered before.
+fn seal_spool(
+    predictions: &Arc<Table>,
+    spool: &Path,
+    metrics: &StoreMetrics,
+) -> Result<(), SealError> {
+    if predictions.place().problem().is_some() {
+        return Ok(());
+    }
+    let mut files = closed_files(spool)?.into_iter();
+    files.try_for_each(|file| seal_file(predictions, &file, metrics).map(drop))
+}
+
+/// What sealed tables are held against.
+fn reaches(
+    tables: &Tables,
+    (last_seq, label_seq): (u64, u64),
+    mending: Option<&Mending>,
+) -> Result<Reaches, OpenError> {
+    let number = |key| tables.get_number(key).map_err(database);
+    let events = Reach {
+        pruned: number(Key::EventsPruned)?.unwrap_or(0),
+        last: last_seq,
+    };
+    let skipped = mending.map_or(0, |_| SEGMENTS_SKIPPED);
+    Ok(Reaches {
+        events,
+        spool_files: number(Key::NextSegment)?.unwrap_or(0) + skipped,
+        labels: label_seq,
+    })
 }
 
 fn check_format(tables: &Tables) -> Result<(), OpenError> {

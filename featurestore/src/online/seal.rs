@@ -1,5 +1,7 @@
 //! Sealing, and the upkeep of what is sealed and stored: what a gateway does every hour beside serving.
 
+use std::time::Instant;
+
 use super::lives::Lives;
 use super::shared::locked;
 use super::{FeatureStore, RecordError, SealError, expiry};
@@ -13,6 +15,19 @@ impl FeatureStore {
     /// Brings the spool, and the labels and events since the last seal, into Parquet. Safe to repeat after a
     /// crash at any point: no row is lost or doubled.
     pub fn seal(&self) -> Result<Sealed, SealError> {
+        let sealed = self.seal_all();
+        let place = self.inner.shared.offline.events.place();
+        place.note_seal(sealed.as_ref().err());
+        sealed
+    }
+
+    /// Upkeep stops where it is from now on, and no bucket is waited for past that moment: what is not sealed
+    /// by then waits for the next start.
+    pub fn end_by(&self, moment: Instant) {
+        self.inner.shared.offline.events.place().end_by(moment);
+    }
+
+    fn seal_all(&self) -> Result<Sealed, SealError> {
         let shared = &self.inner.shared;
         let _one = locked(&shared.sealing);
         let files = {

@@ -21,6 +21,7 @@ use crate::offline::days::{About, DayFiles};
 use crate::offline::label_rows::LabelFiles;
 use crate::offline::legacy::Legacy;
 use crate::offline::location::Settled;
+use crate::offline::manifest::SPOOL_FILE;
 use crate::offline::segments::{list, model_folder, sync_folder};
 use crate::offline::table::{Table, TableKind};
 use crate::online::SealError;
@@ -37,7 +38,7 @@ pub(crate) fn closed_files(spool: &Path) -> Result<Vec<PathBuf>, SealError> {
 
 /// What the manifest says of files that come from the spool file of that number.
 pub(crate) fn origin_of(number: &str) -> String {
-    format!("spool {number}")
+    format!("{SPOOL_FILE}{number}")
 }
 
 /// Turns one closed spool file into Parquet and removes it.

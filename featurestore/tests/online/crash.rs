@@ -53,14 +53,19 @@ fn acknowledged_events_and_labels_survive_kill_9_and_count_once() {
 
 /// A test of this program started as a child of its own: told by a variable on which folder to work, heard
 /// by its output.
-pub(crate) fn child(test: &str, (variable, folder): (&str, &Path)) -> Child {
-    Command::new(std::env::current_exe().unwrap())
+pub(crate) fn child(test: &str, told: (&str, &Path)) -> Child {
+    command(test, told).spawn().unwrap()
+}
+
+/// The same before it is started.
+pub(crate) fn command(test: &str, (variable, folder): (&str, &Path)) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
         .args(["--exact", test, "--nocapture"])
         .env(variable, folder)
         .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap()
+        .stderr(Stdio::null());
+    command
 }
 
 /// Batch numbers that were acknowledged.

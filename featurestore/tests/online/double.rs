@@ -30,6 +30,8 @@ pub(crate) enum Fate {
     Lost,
     /// Done, and the connection closed without an answer.
     Unanswered,
+    /// Not done, and the connection held without an answer.
+    Silent,
 }
 
 /// Decides on the request of that number, from 1.
@@ -81,15 +83,12 @@ impl Double {
 
     /// As a store is told to use it, with little patience.
     pub(crate) fn bucket(&self) -> Bucket {
-        let fields = BucketFields {
-            url: "s3://flights/offline".to_owned(),
-            region: None,
-            endpoint: Some(format!("http://{}", self.address)),
-            allow_http: true,
-        };
-        Bucket::try_from(fields)
-            .unwrap()
-            .with_patience(Duration::from_millis(150))
+        bucket_at(self.endpoint())
+    }
+
+    /// Where it listens.
+    pub(crate) fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
     }
 
     /// From now on; the count starts anew.
@@ -118,6 +117,13 @@ impl Double {
             .insert(path, content.into());
     }
 
+    /// Removes all of a table.
+    pub(crate) fn empty(&self, table: &str) {
+        let prefix = format!("offline/{table}/");
+        let mut state = self.state.lock().unwrap();
+        state.objects.retain(|path, _| !path.starts_with(&prefix));
+    }
+
     /// The objects of a table, by their path in it.
     pub(crate) fn table(&self, table: &str) -> BTreeMap<String, Bytes> {
         let prefix = format!("offline/{table}/");
@@ -126,6 +132,30 @@ impl Double {
             Some((path.strip_prefix(&prefix)?.to_owned(), content.clone()))
         };
         state.objects.iter().filter_map(within).collect()
+    }
+}
+
+/// The bucket of the double that listens there.
+pub(crate) fn bucket_at(endpoint: String) -> Bucket {
+    let fields = BucketFields {
+        endpoint: Some(endpoint),
+        allow_http: true,
+        ..url()
+    };
+    let bucket = Bucket::try_from(fields).unwrap();
+    bucket.with_patience(Duration::from_millis(150))
+}
+
+/// The same of whatever endpoint the environment says.
+pub(crate) fn bucket_of_the_environment() -> Bucket {
+    let bucket = Bucket::try_from(url()).unwrap();
+    bucket.with_patience(Duration::from_millis(150))
+}
+
+fn url() -> BucketFields {
+    BucketFields {
+        url: "s3://flights/offline".to_owned(),
+        ..BucketFields::default()
     }
 }
 
@@ -139,10 +169,16 @@ async fn answer(
         head.headers.contains_key("authorization"),
         "requests are signed"
     );
+    let fate = {
+        let mut state = state.lock().unwrap();
+        state.requests += 1;
+        let number = state.requests;
+        (state.plan)(number)
+    };
+    if fate == Fate::Silent {
+        std::future::pending::<()>().await;
+    }
     let mut state = state.lock().unwrap();
-    state.requests += 1;
-    let number = state.requests;
-    let fate = (state.plan)(number);
     let refused = |status: u16| {
         let status = StatusCode::from_u16(status).unwrap();
         let code = status.canonical_reason().unwrap();
@@ -151,7 +187,7 @@ async fn answer(
     match fate {
         Fate::Refused(status) => return Ok(refused(status)),
         Fate::Lost => return Err(io::Error::other("lost")),
-        Fate::Done | Fate::Unanswered => {}
+        Fate::Done | Fate::Unanswered | Fate::Silent => {}
     }
     let path = decoded(head.uri.path());
     let path = path
