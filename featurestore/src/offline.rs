@@ -19,6 +19,7 @@ pub(crate) mod legacy;
 pub(crate) mod location;
 pub(crate) mod manifest;
 pub(crate) mod place;
+pub(crate) mod reach;
 pub(crate) mod segments;
 pub(crate) mod table;
 pub(crate) mod training;
@@ -33,7 +34,8 @@ pub use self::bucket::{Bucket, BucketError, BucketFields};
 pub use self::check::{TableReport, check_files};
 pub use self::dataset::{Dataset, DatasetAbout, ReadFile, RowsFrom};
 use self::place::Place;
-use self::table::{Reach, Table, TableKind};
+use self::reach::Reaches;
+use self::table::{Table, TableKind};
 pub use self::upkeep::{RetentionOptions, Upkept};
 use crate::definition::Definitions;
 use crate::predictions::PredictionKey;
@@ -157,15 +159,6 @@ pub enum OfflineError {
     },
 }
 
-/// What the three tables are sealed from.
-pub(crate) struct Reaches {
-    pub(crate) events: Reach,
-    /// How many numbers of spool files were given out.
-    pub(crate) spool_files: u64,
-    /// Where the label log ends.
-    pub(crate) labels: u64,
-}
-
 /// The three tables of one store.
 pub(crate) struct OfflineTables {
     pub(crate) events: Arc<Table>,
@@ -196,8 +189,8 @@ impl OfflineTables {
     pub(crate) fn claim(&self, reaches: &Reaches) -> Result<(), OfflineError> {
         let claims = [
             (&self.events, reaches.events),
-            (&self.predictions, Reach::up_to(reaches.spool_files)),
-            (&self.labels, Reach::up_to(reaches.labels)),
+            (&self.predictions, reaches.predictions),
+            (&self.labels, reaches.labels),
         ];
         for (table, reach) in claims {
             table.hold_against(reach)?;

@@ -234,13 +234,13 @@ impl Bond {
         let Some((tie, name)) = self.tie(&mut record) else {
             return Ok(());
         };
-        if tie.begun.contains(name) {
+        if tie.begun.iter().any(|begun| **begun == *name) {
             return Ok(());
         }
         if tie.begun.len() == BEGUN_MAX {
             tie.begun.remove(0);
         }
-        tie.begun.push(name.clone());
+        tie.begun.push(name.into());
         record.write(&self.data_dir)?;
         state.record = record;
         Ok(())
@@ -261,7 +261,7 @@ impl Bond {
         };
         let held = Tie {
             endpoint: Some(tie.bucket.endpoint().into()),
-            writer: Some(name.clone()),
+            writer: Some(name.into()),
             ..Tie::new(tie.bucket.clone())
         };
         if record.next.is_some() {
@@ -275,9 +275,9 @@ impl Bond {
     }
 
     /// The bucket that is written into, and our name.
-    fn tie<'a>(&'a self, record: &'a mut Record) -> Option<(&'a mut Tie, &'a Box<str>)> {
+    fn tie<'a>(&'a self, record: &'a mut Record) -> Option<(&'a mut Tie, &'a str)> {
         let tie = record.next.as_mut().or(record.place.as_mut());
-        tie.zip(self.writer.as_ref())
+        tie.zip(self.writer.as_deref())
     }
 }
 

@@ -22,6 +22,7 @@ use super::legacy::{self, Legacy};
 use super::location::Settled;
 use super::manifest::{Manifest, Retirement, SealedFile};
 use super::place::{Place, Stamp};
+use super::reach::Reach;
 use super::segments::{Indexed, Segment, Wanted, Written, hex};
 use crate::online::shared::locked;
 
@@ -98,21 +99,6 @@ enum Claim {
     /// To be ours, once its place has been reached and it fits its log.
     Pending(Reach),
     Held,
-}
-
-/// What a table is sealed from: its log holds what lies behind `pruned`, up to `last`. For predictions that is
-/// how many numbers of spool files were given out.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Reach {
-    pub(crate) pruned: u64,
-    pub(crate) last: u64,
-}
-
-impl Reach {
-    /// Nothing was pruned.
-    pub(crate) fn up_to(last: u64) -> Self {
-        Self { pruned: 0, last }
-    }
 }
 
 /// Folder and name of a file to be.
@@ -355,30 +341,8 @@ impl Table {
         Ok(found.into_iter().filter_map(parquet).collect())
     }
 
-    /// Refuses a table that is ahead of its log, or does not reach up to what was pruned of it: it
-    /// belongs to another state of the database. Of a spool file with a number that is given out again,
-    /// nothing would be sealed.
     fn check(&self, manifest: &Manifest, reach: Reach) -> Result<(), OfflineError> {
-        let Reach { pruned, last } = reach;
-        let problem = match self.kind {
-            TableKind::Predictions => {
-                let sealed = manifest.spool_files();
-                (sealed > last).then(|| {
-                    format!(
-                        "it holds spool file {}, but {last} were begun here",
-                        sealed - 1
-                    )
-                })
-            }
-            TableKind::Events | TableKind::Labels => {
-                let sealed = manifest.sealed_seq;
-                (!(pruned..=last).contains(&sealed)).then(|| {
-                    format!(
-                        "it is sealed up to {sealed}, but its log ends at {last} and was pruned up to {pruned}"
-                    )
-                })
-            }
-        };
+        let problem = reach.refusal(self.kind, manifest);
         problem.map_or(Ok(()), |problem| Err(self.manifest_error(problem)))
     }
 

@@ -22,10 +22,11 @@ use crate::commit::{Counters, WriterStart};
 use crate::definition::{Definitions, View};
 use crate::log::{EventLog, Schemas};
 use crate::metrics::StoreMetrics;
+use crate::offline::OfflineError;
 use crate::offline::location::settle;
+use crate::offline::reach::{Reach, Reaches};
 use crate::offline::segments::make_folder;
-use crate::offline::table::{Reach, Table};
-use crate::offline::{OfflineError, Reaches};
+use crate::offline::table::Table;
 use crate::predictions::PredictionKey;
 use crate::predictions::seal::{closed_files, open_tables, seal_file};
 
@@ -171,8 +172,8 @@ fn reaches(
     let skipped = mending.map_or(0, |_| SEGMENTS_SKIPPED);
     Ok(Reaches {
         events,
-        spool_files: number(Key::NextSegment)?.unwrap_or(0) + skipped,
-        labels: label_seq,
+        predictions: Reach::up_to(number(Key::NextSegment)?.unwrap_or(0) + skipped),
+        labels: Reach::up_to(label_seq),
     })
 }
 

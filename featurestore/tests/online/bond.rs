@@ -248,7 +248,7 @@ fn a_start_that_fails_at_any_request_is_made_up_for_by_the_next() {
     with_credentials(
         "bond::a_start_that_fails_at_any_request_is_made_up_for_by_the_next",
         || {
-            for before in [Before::New, Before::Moved, Before::FormatOne, Before::Bound] {
+            for before in [Before::New, Before::FormatOne] {
                 for at in 1.. {
                     let start = Start::new(before);
                     let fate = [Fate::Refused(403), Fate::Unanswered][usize::from(at % 2 == 0)];
@@ -258,7 +258,7 @@ fn a_start_that_fails_at_any_request_is_made_up_for_by_the_next() {
                     let opened = FeatureStore::open(start.folder.path(), definitions(), &options);
                     let asked = start.double.requests();
                     // Serving does not wait for a bucket that is known.
-                    let known = matches!(before, Before::FormatOne | Before::Bound);
+                    let known = matches!(before, Before::FormatOne);
                     assert_eq!(
                         opened.is_ok(),
                         known || asked < at,
