@@ -9,6 +9,7 @@ mod object;
 use std::fmt;
 
 use chrono::DateTime;
+use smol_str::SmolStr;
 use thiserror::Error;
 
 use crate::varint;
@@ -174,8 +175,8 @@ pub enum Value {
     Int(i64),
     /// Of a `float` field
     Float(f64),
-    /// Of a `string` field
-    String(Box<str>),
+    /// Of a `string` field; up to 23 bytes lie in the value itself
+    String(SmolStr),
 }
 
 impl Value {
@@ -187,7 +188,7 @@ impl Value {
             Self::Bool(flag) => (*flag).into(),
             Self::Int(number) => (*number).into(),
             Self::Float(number) => (*number).into(),
-            Self::String(text) => text.as_ref().into(),
+            Self::String(text) => text.as_str().into(),
         }
     }
 
@@ -204,7 +205,7 @@ impl Value {
     /// What the value takes in memory, in bytes.
     pub(crate) fn bytes(&self) -> usize {
         let text = match self {
-            Self::String(text) => text.len(),
+            Self::String(text) if text.is_heap_allocated() => text.len(),
             _ => 0,
         };
         size_of::<Self>() + text

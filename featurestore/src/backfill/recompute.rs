@@ -135,8 +135,8 @@ impl Pass<'_> {
         self.push_events(at_ms)?;
         self.history.release_in_time(at_ms);
         let features = self.history.row(&values, at_ms);
-        let request_id = match request_id {
-            Value::String(text) => Some(text),
+        let request_id: Option<Box<str>> = match request_id {
+            Value::String(text) => Some(text.as_str().into()),
             _ => None,
         };
         let name = request_id
