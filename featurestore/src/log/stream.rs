@@ -108,7 +108,8 @@ struct Walk<'a> {
     last: u64,
     /// Not yet opened, the one with the smallest first number at the end.
     files: Vec<SealedFile>,
-    open: Vec<OpenFile>,
+    /// `None` where one has been read to its end.
+    open: Vec<Option<OpenFile>>,
     /// The number at which each open file stands, but for `current`.
     waiting: BinaryHeap<Reverse<(u64, usize)>>,
     /// The open file that gave the last event.
@@ -165,12 +166,18 @@ impl<'a> Walk<'a> {
 
     /// The next event, from the file that has it.
     fn sealed_step(&mut self) -> Result<Step, ReadError> {
-        if let Some(current) = self.current
-            && self.open[current].seq() != Some(self.next)
-        {
-            self.current = None;
-            if let Some(seq) = self.open[current].seq() {
-                self.waiting.push(Reverse((seq, current)));
+        if let Some(current) = self.current {
+            let seq = self.open[current].as_ref().and_then(OpenFile::seq);
+            match seq {
+                Some(seq) if seq == self.next => {}
+                Some(seq) => {
+                    self.waiting.push(Reverse((seq, current)));
+                    self.current = None;
+                }
+                None => {
+                    self.open[current] = None;
+                    self.current = None;
+                }
             }
         }
         let current = match self.current {
@@ -178,9 +185,8 @@ impl<'a> Walk<'a> {
             None => self.turn_to_next()?,
         };
         self.current = Some(current);
-        self.open[current]
-            .take(self.part)
-            .map_err(ReadError::sealed)
+        let file = self.open[current].as_mut().expect("it has the next event");
+        file.take(self.part).map_err(ReadError::sealed)
     }
 
     /// The place of the file that has the next number.
@@ -189,8 +195,13 @@ impl<'a> Walk<'a> {
             let opened = OpenFile::new(self.log, &file, self.part, self.next);
             let opened = opened.map_err(ReadError::sealed)?;
             if let Some(seq) = opened.seq() {
-                self.waiting.push(Reverse((seq, self.open.len())));
-                self.open.push(opened);
+                let place = self.open.iter().position(Option::is_none);
+                let place = place.unwrap_or_else(|| {
+                    self.open.push(None);
+                    self.open.len() - 1
+                });
+                self.open[place] = Some(opened);
+                self.waiting.push(Reverse((seq, place)));
             }
         }
         match self.waiting.pop() {
@@ -325,7 +336,7 @@ impl OpenFile {
         self.row = 0;
         self.batch = match self.segment.next() {
             Some(rows) => {
-                let batch = EventBatch::new(rows?);
+                let batch = EventBatch::new(&rows?);
                 Some(batch.map_err(|problem| corrupt(self.segment.path(), problem))?)
             }
             None => None,
@@ -339,19 +350,25 @@ fn event_of(reader: &Reader, batch: &EventBatch, row: usize) -> Result<Event, St
     let (source, places) = reader.today.as_ref().ok_or("its source is not defined")?;
     let value = |index: usize| {
         let value = batch.value(row, index);
-        value.ok_or_else(|| format!("field {index} of its source is of a type unknown"))
+        value.ok_or_else(|| format!("field {index} of its source is missing"))
     };
-    let values: Result<Box<[Value]>, String> = match reader.current {
-        true => (0..source.fields.len()).map(value).collect(),
-        false => {
-            let value = |place: &Option<usize>| place.map_or(Ok(Value::Null), value);
-            places.iter().map(value).collect()
+    let mut values = Vec::with_capacity(source.fields.len());
+    match reader.current {
+        true => {
+            for index in 0..source.fields.len() {
+                values.push(value(index)?);
+            }
         }
-    };
+        false => {
+            for place in places {
+                values.push(place.map_or(Ok(Value::Null), value)?);
+            }
+        }
+    }
     let event_ms = batch.event_times().get(row);
     Ok(Event {
         source: Arc::clone(source),
         event_ms: *event_ms.ok_or("no `_event_time`")?,
-        values: values?,
+        values: values.into_boxed_slice(),
     })
 }

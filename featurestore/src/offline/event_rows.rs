@@ -8,13 +8,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, AsArray, BooleanBuilder, Float64Builder, Int64Builder, RecordBatch,
-    StringBuilder, TimestampMillisecondBuilder, UInt64Builder,
+    Array, ArrayRef, AsArray, BooleanArray, BooleanBuilder, Float64Array, Float64Builder,
+    Int64Array, Int64Builder, PrimitiveArray, RecordBatch, StringArray, StringBuilder,
+    TimestampMillisecondArray, TimestampMillisecondBuilder, UInt64Array, UInt64Builder,
 };
-use arrow::datatypes::{
-    DataType, Field, Float64Type, Int64Type, Schema, SchemaRef, TimeUnit, TimestampMillisecondType,
-    UInt64Type,
-};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 
 use super::OfflineError;
 use super::days::{About, DayFiles};
@@ -187,58 +185,92 @@ pub(crate) fn source_of(segment: &Segment) -> Result<WrittenSource, OfflineError
 
 /// Events of a batch, read one value at a time.
 pub(crate) struct EventBatch {
-    rows: RecordBatch,
+    seqs: UInt64Array,
+    arrived: TimestampMillisecondArray,
+    /// `None` where nothing but numbers and arrivals was read.
+    event_time: Option<TimestampMillisecondArray>,
+    values: Vec<Column>,
+}
+
+/// Values of one field.
+enum Column {
+    Bool(BooleanArray),
+    Int(Int64Array),
+    Float(Float64Array),
+    String(StringArray),
+    Time(TimestampMillisecondArray),
 }
 
 impl EventBatch {
-    /// Checks the types of our columns.
-    pub(crate) fn new(rows: RecordBatch) -> Result<Self, String> {
-        let ours = rows.num_columns() >= 2
-            && rows.column(0).data_type() == &DataType::UInt64
-            && matches!(
-                rows.column(1).data_type(),
-                DataType::Timestamp(TimeUnit::Millisecond, _)
-            );
-        match ours {
-            true => Ok(Self { rows }),
-            false => Err("its first columns are not `_seq` and `_arrived`".to_owned()),
-        }
+    /// Of the rows of an event file.
+    pub(crate) fn new(rows: &RecordBatch) -> Result<Self, String> {
+        let ours = |index: usize| rows.columns().get(index).map(AsArray::as_primitive_opt);
+        let seqs = rows.columns().first().and_then(AsArray::as_primitive_opt);
+        let arrived = ours(1).flatten();
+        let (Some(seqs), Some(arrived)) = (seqs, arrived) else {
+            return Err("its first columns are not `_seq` and `_arrived`".to_owned());
+        };
+        let event_time = match ours(2) {
+            Some(None) => return Err("its third column is not `_event_time`".to_owned()),
+            Some(Some(times)) => Some(PrimitiveArray::clone(times)),
+            None => None,
+        };
+        let values = rows.columns().iter().skip(OURS).enumerate();
+        let values = values.map(|(index, column)| {
+            let column = Column::of(column);
+            column.ok_or_else(|| format!("field {index} of its source is of a type unknown"))
+        });
+        Ok(Self {
+            seqs: PrimitiveArray::clone(seqs),
+            arrived: PrimitiveArray::clone(arrived),
+            event_time,
+            values: values.collect::<Result<_, _>>()?,
+        })
     }
 
     /// The sequence numbers, ascending.
     pub(crate) fn seqs(&self) -> &[u64] {
-        self.rows.column(0).as_primitive::<UInt64Type>().values()
+        self.seqs.values()
     }
 
     /// When the events arrived.
     pub(crate) fn arrivals(&self) -> &[i64] {
-        let arrived = self.rows.column(1);
-        arrived.as_primitive::<TimestampMillisecondType>().values()
+        self.arrived.values()
     }
 
     /// The event times; empty where they were not read.
     pub(crate) fn event_times(&self) -> &[i64] {
-        let column = self.rows.columns().get(2);
-        let times = column.and_then(|it| it.as_primitive_opt::<TimestampMillisecondType>());
-        times.map_or(&[], |times| times.values())
+        self.event_time.as_ref().map_or(&[], |times| times.values())
     }
 
-    /// Field `index` of the source in row `row`.
+    /// Field `index` of the source in row `row`; `None` where the file has no such field.
     pub(crate) fn value(&self, row: usize, index: usize) -> Option<Value> {
-        let column = self.rows.columns().get(OURS + index)?;
-        if column.is_null(row) {
-            return Some(Value::Null);
-        }
+        self.values.get(index).map(|column| column.value(row))
+    }
+}
+
+impl Column {
+    fn of(column: &ArrayRef) -> Option<Self> {
         Some(match column.data_type() {
-            DataType::Boolean => Value::Bool(column.as_boolean().value(row)),
-            DataType::Int64 => Value::Int(column.as_primitive::<Int64Type>().value(row)),
-            DataType::Float64 => Value::Float(column.as_primitive::<Float64Type>().value(row)),
-            DataType::Utf8 => Value::String(column.as_string::<i32>().value(row).into()),
+            DataType::Boolean => Self::Bool(column.as_boolean().clone()),
+            DataType::Int64 => Self::Int(column.as_primitive().clone()),
+            DataType::Float64 => Self::Float(column.as_primitive().clone()),
+            DataType::Utf8 => Self::String(column.as_string().clone()),
             DataType::Timestamp(TimeUnit::Millisecond, _) => {
-                let column = column.as_primitive::<TimestampMillisecondType>();
-                Value::Int(column.value(row))
+                Self::Time(column.as_primitive().clone())
             }
             _ => return None,
         })
+    }
+
+    fn value(&self, row: usize) -> Value {
+        match self {
+            Self::Bool(column) if column.is_valid(row) => Value::Bool(column.value(row)),
+            Self::Int(column) if column.is_valid(row) => Value::Int(column.value(row)),
+            Self::Float(column) if column.is_valid(row) => Value::Float(column.value(row)),
+            Self::String(column) if column.is_valid(row) => Value::String(column.value(row).into()),
+            Self::Time(column) if column.is_valid(row) => Value::Int(column.value(row)),
+            _ => Value::Null,
+        }
     }
 }
