@@ -70,7 +70,7 @@ pub struct Outcome {
 pub struct OutcomeCursor(pub u64);
 
 /// The label that stands for a prediction.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct StoredLabel {
     pub(crate) value: f32,
     pub(crate) label_ms: i64,

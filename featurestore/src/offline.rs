@@ -23,6 +23,7 @@ pub(crate) mod reach;
 pub(crate) mod segments;
 pub(crate) mod table;
 pub(crate) mod training;
+pub(crate) mod training_set;
 pub(crate) mod upkeep;
 
 use std::path::{Path, PathBuf};
@@ -56,7 +57,7 @@ pub struct TrainingQuery {
 }
 
 /// Labelled feature rows, sorted by (time, request id); all columns have [`TrainingSet::rows`] entries.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct TrainingSet {
     /// Feature names, in the order of the columns of `values`.
     pub names: Vec<String>,

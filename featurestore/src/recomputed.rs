@@ -5,37 +5,29 @@
 //! and for one that served they equal the served rows to the bit. A row that was answered saw the events
 //! up to its `as_of_seq`; a backfilled one is taken to have seen what had arrived by its time. Rows that
 //! the service refuses are left out. Costs one pass over the log for each of the two kinds; memory holds
-//! the requests, the rows and the open states.
+//! the requests of a stretch of days, some rows and the open states, however long the history is.
 
-use std::collections::HashMap;
+mod asked;
+
+use std::collections::VecDeque;
+use std::iter::Peekable;
 use std::path::Path;
 use std::sync::Arc;
 
-use arrow::array::{
-    Array, RecordBatch, StringArray, TimestampMillisecondArray, UInt32Array, UInt64Array,
-};
-use arrow::datatypes::{TimestampMillisecondType, UInt32Type, UInt64Type};
 use thiserror::Error;
 
+use self::asked::{Asked, RequestFields, read_requests, seen_first};
 use crate::definition::Definitions;
 use crate::join::PointInTime;
-use crate::labels::StoredLabel;
 use crate::log::{EventLog, Logged, Schemas, by_arrival};
-use crate::offline::dataset::{self, files_of};
+use crate::offline::dataset::{self, DatasetWriter, files_of};
 use crate::offline::location;
-use crate::offline::segments::{Wanted, corrupt, model_folder};
 use crate::offline::table::Table;
-use crate::offline::training::{
-    Joined, TrainingRow, assemble, known_labels, read_again, served_rows,
-};
-use crate::offline::{
-    Dataset, DatasetAbout, OfflineError, OfflineTables, RowsFrom, TrainingQuery, TrainingSet,
-};
+use crate::offline::training::{Stretch, read_again, served_rows};
+use crate::offline::training_set::{RowSink, Rows, SetBuilder, TrainingRow};
+use crate::offline::{Dataset, OfflineError, OfflineTables, RowsFrom, TrainingQuery, TrainingSet};
 use crate::online::{ReadError, SealError};
-use crate::predictions::columns::{numbers, optional, parse_request, texts};
-use crate::predictions::{PredictionKey, Role};
 use crate::service::Service;
-use crate::value::{Value, decode_values, encode_values};
 
 /// Why rows could not be computed anew.
 #[derive(Debug, Error)]
@@ -74,17 +66,21 @@ pub enum RecomputeError {
     Seal(#[from] SealError),
 }
 
-/// Training rows as [`FeatureStore::recomputed_rows`](crate::FeatureStore::recomputed_rows) has them, from sealed files alone: for who reads
-/// beside the process that has the store open, as [`training_rows`](crate::training_rows) does.
+/// Training rows as [`FeatureStore::recomputed_rows`](crate::FeatureStore::recomputed_rows) has them, from
+/// sealed files alone: for who reads beside the process that has the store open, as
+/// [`training_rows`](crate::training_rows) does.
 pub fn recomputed_rows(
     data_dir: &Path,
     definitions: &Definitions,
     query: &TrainingQuery,
 ) -> Result<TrainingSet, RecomputeError> {
-    let rows = read_sealed(data_dir, |tables| {
-        Past::of(tables, definitions, &Schemas::of_files(definitions)).rows(query)
-    });
-    rows?.map_or_else(|| Ok(assemble(Vec::new())?), Ok)
+    let schemas = Schemas::of_files(definitions);
+    let read = read_sealed(data_dir, |tables| {
+        let mut set = SetBuilder::default();
+        Past::of(tables, definitions, &schemas).rows(query, &mut set)?;
+        Ok(set.finish())
+    })?;
+    Ok(read.unwrap_or_else(|| SetBuilder::default().finish()))
 }
 
 /// Writes a dataset as [`FeatureStore::dataset`](crate::FeatureStore::dataset) does, of what is sealed.
@@ -99,20 +95,26 @@ pub fn sealed_dataset(
         service: service.id().to_owned(),
         ..query.clone()
     };
-    let schemas = Schemas::of_files(definitions);
-    let read = read_sealed(data_dir, |tables| {
-        let set = match features {
-            RowsFrom::Served => served_rows(tables, definitions, &query)?,
-            RowsFrom::Recomputed => Past::of(tables, definitions, &schemas).rows(&query)?,
-        };
-        Ok((set, files_of(tables, &query, features)?))
-    })?;
-    let (set, files) = match read {
-        Some(read) => read,
-        None => (assemble(Vec::new())?, Vec::new()),
+    let asked = dataset::Asked {
+        query: &query,
+        service,
+        features,
     };
-    let about = DatasetAbout::new(&query, service, features, &set);
-    Ok(dataset::write(folder, (about, files), &set)?)
+    let schemas = Schemas::of_files(definitions);
+    let written = read_sealed(data_dir, |tables| {
+        let mut dataset = DatasetWriter::new(folder, asked);
+        match features {
+            RowsFrom::Served => served_rows(tables, definitions, &query, &mut dataset)?,
+            RowsFrom::Recomputed => {
+                Past::of(tables, definitions, &schemas).rows(&query, &mut dataset)?;
+            }
+        }
+        Ok(dataset.finish(files_of(tables, &query, features)?)?)
+    })?;
+    match written {
+        Some(dataset) => Ok(dataset),
+        None => Ok(DatasetWriter::new(folder, asked).finish(Vec::new())?),
+    }
 }
 
 /// Reads by the tables as they are; `None` where nothing was ever sealed.
@@ -139,18 +141,6 @@ fn service_of<'a>(
     defined.ok_or_else(|| RecomputeError::Undefined(name.to_owned()))
 }
 
-/// A request and what became of it.
-struct Asked {
-    at_ms: i64,
-    /// The last event that its row saw.
-    as_of_seq: u64,
-    /// Its values, encoded: in memory a request of nine takes four times as much.
-    request: Box<[u8]>,
-    request_id: String,
-    prediction: PredictionKey,
-    label: StoredLabel,
-}
-
 /// What rows are computed from: sealed files.
 #[derive(Clone, Copy)]
 struct Past<'a> {
@@ -174,274 +164,216 @@ impl<'a> Past<'a> {
         }
     }
 
-    /// Rows of every request of `query.model` that was answered or backfilled in time and has a label,
-    /// with the features of `query.service` as the events tell them.
-    fn rows(self, query: &TrainingQuery) -> Result<TrainingSet, RecomputeError> {
+    /// Gives `sink` a row for every request of `query.model` that was answered or backfilled in time and
+    /// has a label, with the features of `query.service` as the events tell them.
+    fn rows(self, query: &TrainingQuery, sink: &mut dyn RowSink) -> Result<(), RecomputeError> {
         let service = service_of(self.definitions, &query.service)?;
-        let Requests {
-            mut served,
-            mut backfilled,
-        } = asked(self, service, query)?;
-        served.sort_by_key(|row| (row.as_of_seq, row.at_ms));
-        // As a training set has them.
-        backfilled.sort_by(|a, b| (a.at_ms, &a.request_id).cmp(&(b.at_ms, &b.request_id)));
-        let mut joined = Joined::of_service(service);
-        joined.reserve(served.len() + backfilled.len());
-        let sealed = self.events.sealed.manifest()?.sealed_seq;
-        let all = served.iter().chain(&backfilled);
-        if let Some(seen) = all.map(|row| row.as_of_seq).max()
-            && seen > sealed
-        {
-            return Err(RecomputeError::NotSealed { seen, sealed });
+        let manifest = self.predictions.manifest()?;
+        let stretches = Stretch::of(&manifest, query);
+        let rows_max = stretches.iter().map(|stretch| stretch.rows).sum();
+        let names = service.feature_names().map(str::to_owned).collect();
+        sink.begin(names, rows_max)?;
+        let seen_after = seen_first(self.predictions, &stretches)?;
+        let mut pass = Pass::new(self, service, sink)?;
+        for (index, stretch) in stretches.iter().enumerate() {
+            pass.ask(read_requests(
+                (self.predictions, self.labels),
+                query,
+                stretch,
+            )?)?;
+            let next_ms = stretches
+                .get(index + 1)
+                .map_or(i64::MAX, |next| next.from_ms);
+            pass.compute(seen_after[index], next_ms)?;
         }
-        if !served.is_empty() {
-            let events = self.events.from(0).map_err(log_error)?;
-            let seen = |event: &Logged, row: &Asked| event.seq <= row.as_of_seq;
-            // Rows are in the order of what they saw and not quite of their times: nothing is released.
-            compute((service, served), (events, seen), i64::MIN, &mut joined)?;
-        }
-        if !backfilled.is_empty() {
-            let events = by_arrival(self.events).map_err(log_error)?;
-            let seen = |event: &Logged, row: &Asked| event.arrived_ms <= row.at_ms;
-            compute((service, backfilled), (events, seen), i64::MAX, &mut joined)?;
-        }
-        Ok(assemble(vec![joined])?)
+        Ok(())
     }
 }
 
-/// The columns of predictions that say what was asked; features are left where they are.
-const COLUMNS: [&str; 8] = [
-    "prediction_id",
-    "row",
-    "request_id",
-    "role",
-    "at",
-    "service",
-    "as_of_seq",
-    "request",
-];
+/// Rows are handed on where so many are there.
+const PART_ROWS: usize = if cfg!(test) { 4 } else { 4096 };
 
-/// Labelled requests, apart by what they saw.
-#[derive(Default)]
-struct Requests {
-    served: Vec<Asked>,
-    backfilled: Vec<Asked>,
+/// The way through the past: requests in, rows out.
+struct Pass<'a, 's> {
+    past: Past<'a>,
+    service: &'a Arc<Service>,
+    fields: RequestFields<'a>,
+    sealed_seq: u64,
+    served: Option<Lane<'a>>,
+    backfilled: Option<Lane<'a>>,
+    /// Computed, and not handed on: a row that is computed later may be dated before.
+    done: Rows,
+    sink: &'s mut dyn RowSink,
 }
 
-/// The sealed requests of the query.
-fn asked(
-    past: Past<'_>,
-    service: &Arc<Service>,
-    query: &TrainingQuery,
-) -> Result<Requests, RecomputeError> {
-    let labels = known_labels(past.labels, query)?;
-    let table = past.predictions;
-    let folder = format!("{}/", model_folder(&query.model));
-    let manifest = table.manifest()?;
-    let mut fields = RequestFields::new(past.definitions, service);
-    let mut requests = Requests::default();
-    for file in &manifest.files {
-        let misses = file.to_ms < query.from_ms || file.from_ms >= query.to_ms;
-        if misses || !file.path.starts_with(&folder) {
-            continue;
+impl<'a, 's> Pass<'a, 's> {
+    fn new(
+        past: Past<'a>,
+        service: &'a Arc<Service>,
+        sink: &'s mut dyn RowSink,
+    ) -> Result<Self, RecomputeError> {
+        Ok(Self {
+            past,
+            service,
+            fields: RequestFields::new(past.definitions, service),
+            sealed_seq: past.events.sealed.manifest()?.sealed_seq,
+            served: None,
+            backfilled: None,
+            done: Rows::new(service.features.len()),
+            sink,
+        })
+    }
+
+    /// Takes in the requests of the next stretch.
+    fn ask(&mut self, requests: Vec<Asked>) -> Result<(), RecomputeError> {
+        if let Some(seen) = requests.iter().map(|row| row.as_of_seq).max()
+            && seen > self.sealed_seq
+        {
+            let sealed = self.sealed_seq;
+            return Err(RecomputeError::NotSealed { seen, sealed });
         }
-        for batch in table.segment(file, Wanted::Named(&COLUMNS))? {
-            let damaged = |problem| corrupt(&table.shown(&file.path), problem);
-            let batch = batch?;
-            let rows = AskedRows::of(&batch).map_err(damaged)?;
-            for index in 0..rows.len() {
-                let place = rows.place(index).map_err(damaged)?;
-                let in_time = (query.from_ms..query.to_ms).contains(&place.at_ms);
-                let label = labels.get(&place.prediction);
-                let (true, Some(&label), Some(as_of_seq)) = (in_time, label, place.as_of_seq)
-                else {
-                    continue;
-                };
-                let request = fields.take(place.service, place.request)?;
-                let row = Asked {
-                    at_ms: place.at_ms,
-                    as_of_seq,
-                    request: encoded(&request.map_err(damaged)?),
-                    request_id: place.request_id.to_owned(),
-                    prediction: place.prediction,
-                    label,
-                };
-                match place.role {
-                    Some(Role::Shadow) => {}
-                    Some(Role::Backfill) => requests.backfilled.push(row),
-                    _ => requests.served.push(row),
+        for row in requests {
+            let lane = match row.is_backfilled {
+                true => &mut self.backfilled,
+                false => &mut self.served,
+            };
+            let lane = match lane {
+                Some(lane) => lane,
+                None => lane.insert(Lane::new(self.past, self.service, row.is_backfilled)?),
+            };
+            lane.waiting.push_back(row);
+        }
+        let lanes = [&mut self.served, &mut self.backfilled];
+        lanes.into_iter().flatten().for_each(Lane::sort);
+        Ok(())
+    }
+
+    /// Computes the rows that saw no more than every later stretch, all of whose rows are dated `next_ms`
+    /// or after.
+    fn compute(&mut self, seen_after: u64, next_ms: i64) -> Result<(), RecomputeError> {
+        let mut full = PART_ROWS;
+        loop {
+            let floor = |lane: &Option<Lane<'_>>| lane.as_ref().map_or(i64::MAX, Lane::floor);
+            let (served, backfilled) = (floor(&self.served), floor(&self.backfilled));
+            let lane = match served <= backfilled {
+                true => &mut self.served,
+                false => &mut self.backfilled,
+            };
+            let due = |lane: &Lane<'_>| {
+                let row = lane.waiting.front();
+                row.is_some_and(|row| row.is_backfilled || row.as_of_seq <= seen_after)
+            };
+            let floor = served.min(backfilled).min(next_ms);
+            match lane.as_mut().filter(|lane| due(lane)) {
+                Some(lane) => {
+                    lane.history.release_in_time(floor);
+                    lane.compute_next((self.service, &mut self.fields), &mut self.done)?;
                 }
+                None => return self.hand_on(floor),
+            }
+            if self.done.rows.len() >= full {
+                self.hand_on(floor)?;
+                full = PART_ROWS.max(2 * self.done.rows.len());
             }
         }
     }
-    Ok(requests)
-}
 
-fn encoded(request: &[Value]) -> Box<[u8]> {
-    let mut out = Vec::new();
-    encode_values(request, &mut out);
-    out.into()
-}
-
-/// Some columns of the prediction log.
-struct AskedRows<'a> {
-    ids: &'a StringArray,
-    numbers: &'a UInt32Array,
-    request_ids: &'a StringArray,
-    roles: &'a StringArray,
-    at: &'a TimestampMillisecondArray,
-    services: &'a StringArray,
-    as_of_seqs: &'a UInt64Array,
-    requests: &'a StringArray,
-}
-
-/// What they say of one row.
-struct AskedRow<'a> {
-    prediction: PredictionKey,
-    request_id: &'a str,
-    role: Option<Role>,
-    at_ms: i64,
-    service: &'a str,
-    /// `None` where no features were looked up.
-    as_of_seq: Option<u64>,
-    request: &'a str,
-}
-
-impl<'a> AskedRows<'a> {
-    fn of(batch: &'a RecordBatch) -> Result<Self, String> {
-        Ok(Self {
-            ids: texts(batch, "prediction_id")?,
-            numbers: numbers::<UInt32Type>(batch, "row")?,
-            request_ids: texts(batch, "request_id")?,
-            roles: texts(batch, "role")?,
-            at: numbers::<TimestampMillisecondType>(batch, "at")?,
-            services: texts(batch, "service")?,
-            as_of_seqs: numbers::<UInt64Type>(batch, "as_of_seq")?,
-            requests: texts(batch, "request")?,
-        })
-    }
-
-    fn len(&self) -> usize {
-        self.ids.len()
-    }
-
-    fn place(&self, index: usize) -> Result<AskedRow<'a>, String> {
-        let id = self.ids.value(index);
-        Ok(AskedRow {
-            prediction: PredictionKey {
-                id: uuid::Uuid::try_parse(id).map_err(|_| format!("prediction id `{id}`"))?,
-                row: self.numbers.value(index),
-            },
-            request_id: optional(self.request_ids, index).unwrap_or_default(),
-            role: Role::from_name(self.roles.value(index)),
-            at_ms: self.at.value(index),
-            service: optional(self.services, index).unwrap_or_default(),
-            as_of_seq: self
-                .as_of_seqs
-                .is_valid(index)
-                .then(|| self.as_of_seqs.value(index)),
-            request: self.requests.value(index),
-        })
+    /// Hands on the rows that none can come before any more.
+    fn hand_on(&mut self, floor_ms: i64) -> Result<(), RecomputeError> {
+        let rows = Rows::in_order(vec![self.done.take_before(floor_ms)]);
+        Ok(self.sink.take(rows)?)
     }
 }
 
-/// Where the service's request fields stand in the requests of other services.
-struct RequestFields<'a> {
-    definitions: &'a Definitions,
-    service: &'a Arc<Service>,
-    places: HashMap<Box<str>, Vec<usize>>,
+/// Rows of one kind, in the order of what they saw.
+struct Lane<'a> {
+    history: PointInTime,
+    events: Peekable<Box<dyn Iterator<Item = Result<Logged, ReadError>> + 'a>>,
+    waiting: VecDeque<Asked>,
+    /// For each of `waiting` the earliest time of it and those behind it.
+    floors: VecDeque<i64>,
 }
 
-impl<'a> RequestFields<'a> {
-    fn new(definitions: &'a Definitions, service: &'a Arc<Service>) -> Self {
-        Self {
-            definitions,
-            service,
-            places: HashMap::new(),
-        }
-    }
-
-    /// The values of a request of `served` that the service asks for, in its order; the inner error says
-    /// what is wrong with the text.
-    fn take(
-        &mut self,
-        served: &str,
-        request: &str,
-    ) -> Result<Result<Vec<Value>, String>, RecomputeError> {
-        let definitions = self.definitions;
-        if !self.places.contains_key(served) {
-            let places = self.places_in(served)?;
-            self.places.insert(served.into(), places);
-        }
-        let places = &self.places[served];
-        let request = parse_request(service_of(definitions, served)?, request);
-        Ok(request.map(|values| {
-            let value = |&place: &usize| values.get(place).cloned();
-            let values = places.iter().map(value);
-            values.map(|value| value.unwrap_or(Value::Null)).collect()
-        }))
-    }
-
-    fn places_in(&self, served: &str) -> Result<Vec<usize>, RecomputeError> {
-        let defined = service_of(self.definitions, served)?;
-        let place = |field: &crate::value::Field| {
-            let same =
-                |known: &crate::value::Field| known.name == field.name && known.ty == field.ty;
-            let place = defined.request.iter().position(same);
-            place.ok_or_else(|| RecomputeError::Request {
-                served: served.to_owned(),
-                field: field.name.to_string(),
-                service: self.service.id().to_owned(),
-            })
+impl<'a> Lane<'a> {
+    fn new(
+        past: Past<'a>,
+        service: &Arc<Service>,
+        is_backfilled: bool,
+    ) -> Result<Self, RecomputeError> {
+        let events: Box<dyn Iterator<Item = _>> = match is_backfilled {
+            true => Box::new(by_arrival(past.events).map_err(log_error)?),
+            false => Box::new(past.events.from(0).map_err(log_error)?),
         };
-        self.service.request.iter().map(place).collect()
+        Ok(Self {
+            history: PointInTime::new(service),
+            events: events.peekable(),
+            waiting: VecDeque::new(),
+            floors: VecDeque::new(),
+        })
     }
-}
 
-/// Feeds each row, in order, the events that it saw. `release` bounds the moment up to which tiles may be
-/// let go.
-fn compute(
-    (service, rows): (&Arc<Service>, Vec<Asked>),
-    (events, seen): (
-        impl Iterator<Item = Result<Logged, ReadError>>,
-        impl Fn(&Logged, &Asked) -> bool,
-    ),
-    release_max_ms: i64,
-    joined: &mut Joined,
-) -> Result<(), RecomputeError> {
-    let mut history = PointInTime::new(service);
-    let mut events = events.peekable();
-    for row in rows {
+    /// Puts those that wait into their order: some may have seen less than some before them.
+    fn sort(&mut self) {
+        let waiting = self.waiting.make_contiguous();
+        waiting.sort_by_key(|row| match row.is_backfilled {
+            true => (0, row.at_ms),
+            false => (row.as_of_seq, row.at_ms),
+        });
+        let mut earliest_ms = i64::MAX;
+        self.floors.clear();
+        for row in self.waiting.iter().rev() {
+            earliest_ms = earliest_ms.min(row.at_ms);
+            self.floors.push_front(earliest_ms);
+        }
+    }
+
+    /// No row that waits is dated before.
+    fn floor(&self) -> i64 {
+        self.floors.front().copied().unwrap_or(i64::MAX)
+    }
+
+    /// Feeds the first of `waiting` the events that it saw and reads its row.
+    fn compute_next(
+        &mut self,
+        (service, fields): (&Service, &mut RequestFields<'_>),
+        done: &mut Rows,
+    ) -> Result<(), RecomputeError> {
+        self.floors.pop_front();
+        let row = self.waiting.pop_front().expect("one waits");
         let due = |event: &Result<Logged, ReadError>| match event {
-            Ok(event) => seen(event, &row),
+            Ok(event) if row.is_backfilled => event.arrived_ms <= row.at_ms,
+            Ok(event) => event.seq <= row.as_of_seq,
             Err(_) => true,
         };
-        while let Some(event) = events.next_if(due) {
+        while let Some(event) = self.events.next_if(due) {
             let event = event.map_err(log_error)?;
-            history.push_event(&event.event, event.seq, event.arrived_ms);
+            self.history
+                .push_event(&event.event, event.seq, event.arrived_ms);
         }
-        history.release_in_time(row.at_ms.min(release_max_ms));
-        let request = decode_values(&row.request).expect("encoded when it was read");
-        let features = history.row(&request, row.at_ms);
+        let request = fields.take(&row)?;
+        let features = self.history.row(&request, row.at_ms);
         if service.check_row(&features).is_err() {
-            joined.refuse(row.prediction);
-            continue;
+            done.refused.push((row.at_ms, row.prediction));
+            return Ok(());
         }
-        joined.push(
+        done.push(
             &features.values,
             TrainingRow {
                 predicted_ms: row.at_ms,
-                request_id: row.request_id,
+                request_id: row.request_id().to_owned(),
                 prediction: row.prediction,
                 label: row.label.value,
                 known_ms: row.label.arrived_ms,
             },
         );
+        Ok(())
     }
-    Ok(())
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 fn log_error(error: ReadError) -> RecomputeError {
     RecomputeError::Events(error.to_string())
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,22 +1,21 @@
 //! The join of sealed predictions and labels into training rows.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use ahash::RandomState;
 use arrow::array::{Array, AsArray, ListArray, RecordBatch};
 use arrow::datatypes::{Float32Type, TimestampMillisecondType, UInt8Type, UInt32Type};
-use sha2::{Digest, Sha256};
 
-use super::manifest::SealedFile;
+use super::manifest::{Manifest, SealedFile};
 use super::segments::{Wanted, corrupt, model_folder};
 use super::table::Table;
+use super::training_set::{RowSink, Rows, SetBuilder, TrainingRow};
 use super::{OfflineError, OfflineTables, TrainingQuery, TrainingSet, label_rows, location};
 use crate::definition::Definitions;
 use crate::labels::StoredLabel;
 use crate::predictions::columns::{lists, numbers, optional, texts};
 use crate::predictions::{PredictionKey, Role};
-use crate::service::Service;
 use crate::window::Status;
 
 /// The columns of predictions that training needs, the last only of a service that refuses rows.
@@ -37,11 +36,16 @@ pub(super) fn training_rows(
     query: &TrainingQuery,
 ) -> Result<TrainingSet, OfflineError> {
     let Some(place) = location::existing(data_dir)? else {
-        return assemble(Vec::new());
+        return Ok(SetBuilder::default().finish());
     };
     read_again(
         |error| matches!(error, OfflineError::Missing { .. }),
-        || served_rows(&OfflineTables::read_only(&place)?, definitions, query),
+        || {
+            let mut set = SetBuilder::default();
+            let tables = OfflineTables::read_only(&place)?;
+            served_rows(&tables, definitions, query, &mut set)?;
+            Ok(set.finish())
+        },
     )
 }
 
@@ -63,63 +67,116 @@ pub(crate) fn read_again<T, E>(
 /// How often the manifests are read before a missing file is an error.
 const READS_MAX: usize = 3;
 
-/// The rows that these tables name.
+/// Gives `sink` the rows that these tables name.
 pub(crate) fn served_rows(
     tables: &OfflineTables,
     definitions: &Definitions,
     query: &TrainingQuery,
-) -> Result<TrainingSet, OfflineError> {
+    sink: &mut dyn RowSink,
+) -> Result<(), OfflineError> {
     let service = definitions.service(&query.service);
     let refusing = service.map_or(&[][..], |service| &service.refusing);
-    let labels = known_labels(&tables.labels, query)?;
     let predictions = &*tables.predictions;
-    let folder = format!("{}/", model_folder(&query.model));
     let manifest = predictions.manifest()?;
-    let wanted = |file: &&SealedFile| {
-        file.path.starts_with(&folder) && file.to_ms >= query.from_ms && file.from_ms < query.to_ms
-    };
-    let files: Vec<_> = manifest.files.iter().filter(wanted).collect();
-    let stripes = std::thread::available_parallelism().map_or(1, |count| count.get().min(4));
-    let joined = std::thread::scope(|scope| {
-        let share = |stripe: usize| files.iter().copied().skip(stripe).step_by(stripes);
-        let threads: Vec<_> = (0..stripes)
-            .map(|stripe| {
-                scope.spawn({
-                    let labels = &labels;
-                    move || join((predictions, share(stripe)), (query, refusing), labels)
-                })
-            })
-            .collect();
-        let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
-            thread.join().expect("the join does not panic")
-        };
-        threads.into_iter().map(join).collect::<Result<Vec<_>, _>>()
-    })?;
-    assemble(joined)
+    let stretches = Stretch::of(&manifest, query);
+    let rows_max = stretches.iter().map(|stretch| stretch.rows).sum();
+    let mut names: Option<Vec<String>> = None;
+    for stretch in &stretches {
+        let answered = read_stretch(predictions, stretch, (query, refusing))?;
+        let keys = answered.iter().flat_map(Answered::keys);
+        let labels = labels_of(&tables.labels, query, stretch, keys)?;
+        let mut parts = Vec::new();
+        for mut part in answered {
+            match (part.names.take(), &names) {
+                (None, _) => continue,
+                (Some((found, path)), Some(names)) if found != *names => {
+                    return Err(OfflineError::FeaturesDiffer { path });
+                }
+                (Some(_), Some(_)) => {}
+                (Some((found, _)), None) => {
+                    sink.begin(found.clone(), rows_max)?;
+                    names = Some(found);
+                }
+            }
+            parts.push(part.labelled(&labels));
+        }
+        if !parts.is_empty() {
+            sink.take(Rows::in_order(parts))?;
+        }
+    }
+    Ok(())
 }
 
-pub(crate) type Labels = HashMap<PredictionKey, StoredLabel, RandomState>;
+/// Files of predictions that are read together: every row in them is earlier than all of the next
+/// stretch, so training rows come in order and memory holds one stretch.
+pub(crate) struct Stretch<'m> {
+    pub(crate) files: Vec<&'m SealedFile>,
+    /// Rows in the files.
+    pub(crate) rows: usize,
+    /// The earliest of their times.
+    pub(crate) from_ms: i64,
+    to_ms: i64,
+}
 
-/// The label that stood for each prediction at `known_by_ms`. A label does not arrive before its
-/// prediction is made, so earlier files are not read.
-pub(crate) fn known_labels(table: &Table, query: &TrainingQuery) -> Result<Labels, OfflineError> {
-    let mut labels = Labels::default();
+/// A stretch is closed where it has so many rows: labels that arrive after it are read once for each, and
+/// memory holds it. Tests have many stretches.
+const STRETCH_ROWS: usize = if cfg!(test) { 8 } else { 1 << 17 };
+
+impl<'m> Stretch<'m> {
+    /// All that rows of `query` may lie in, by time.
+    pub(crate) fn of(manifest: &'m Manifest, query: &TrainingQuery) -> Vec<Self> {
+        let folder = format!("{}/", model_folder(&query.model));
+        let wanted = |file: &&SealedFile| {
+            file.path.starts_with(&folder)
+                && file.to_ms >= query.from_ms
+                && file.from_ms < query.to_ms
+        };
+        let mut files: Vec<_> = manifest.files.iter().filter(wanted).collect();
+        files.sort_by_key(|file| file.from_ms);
+        let mut stretches: Vec<Self> = Vec::new();
+        for file in files {
+            let rows = usize::try_from(file.rows).unwrap_or(usize::MAX);
+            match stretches.last_mut() {
+                Some(last) if last.rows < STRETCH_ROWS || file.from_ms <= last.to_ms => {
+                    last.rows = last.rows.saturating_add(rows);
+                    last.to_ms = last.to_ms.max(file.to_ms);
+                    last.files.push(file);
+                }
+                _ => stretches.push(Self {
+                    files: vec![file],
+                    rows,
+                    from_ms: file.from_ms,
+                    to_ms: file.to_ms,
+                }),
+            }
+        }
+        stretches
+    }
+}
+
+pub(crate) type Labels = HashMap<PredictionKey, Option<StoredLabel>, RandomState>;
+
+/// The label that stood at `known_by_ms` for each of these predictions of a stretch, where there was one.
+/// A label does not arrive before its prediction is made, so earlier files are not read.
+pub(crate) fn labels_of(
+    table: &Table,
+    query: &TrainingQuery,
+    stretch: &Stretch<'_>,
+    predictions: impl Iterator<Item = PredictionKey>,
+) -> Result<Labels, OfflineError> {
+    let mut labels: Labels = predictions.map(|prediction| (prediction, None)).collect();
     for file in &table.manifest()?.files {
-        if file.to_ms < query.from_ms || file.from_ms > query.known_by_ms {
+        if file.to_ms < stretch.from_ms || file.from_ms > query.known_by_ms {
             continue;
         }
         let path = table.shown(&file.path);
         for batch in table.segment(file, Wanted::Named(&label_rows::JOINED))? {
             let mut found = |prediction, label: StoredLabel| {
-                if label.arrived_ms <= query.known_by_ms {
-                    labels
-                        .entry(prediction)
-                        .and_modify(|held| {
-                            if label.supersedes(held) {
-                                *held = label;
-                            }
-                        })
-                        .or_insert(label);
+                if label.arrived_ms <= query.known_by_ms
+                    && let Some(held) = labels.get_mut(&prediction)
+                    && held.is_none_or(|held| label.supersedes(&held))
+                {
+                    *held = Some(label);
                 }
             };
             let read = label_rows::read(&batch?, &mut found);
@@ -129,33 +186,47 @@ pub(crate) fn known_labels(table: &Table, query: &TrainingQuery) -> Result<Label
     Ok(labels)
 }
 
-/// Labelled rows of some files, in the order of the files.
+/// What was answered in the files of a stretch, in parts of no order.
+fn read_stretch(
+    table: &Table,
+    stretch: &Stretch<'_>,
+    asked: (&TrainingQuery, &[usize]),
+) -> Result<Vec<Answered>, OfflineError> {
+    let stripes = std::thread::available_parallelism().map_or(1, |count| count.get().min(4));
+    std::thread::scope(|scope| {
+        let share = |stripe: usize| stretch.files.iter().copied().skip(stripe).step_by(stripes);
+        let threads: Vec<_> = (0..stripes)
+            .map(|stripe| scope.spawn(move || read_files((table, share(stripe)), asked)))
+            .collect();
+        let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
+            thread.join().expect("the join does not panic")
+        };
+        threads.into_iter().map(join).collect()
+    })
+}
+
+/// Rows of some files, as they were answered.
 #[derive(Default)]
-pub(crate) struct Joined {
+struct Answered {
     /// Feature names and the file that they come from.
     names: Option<(Vec<String>, PathBuf)>,
     values: Vec<f32>,
-    rows: Vec<TrainingRow>,
-    /// Those that their service refuses.
-    refused: Vec<PredictionKey>,
+    rows: Vec<AnsweredRow>,
+    /// Those that their service refuses, with their times.
+    refused: Vec<(i64, PredictionKey)>,
 }
 
-/// A labelled row, but for its features.
-pub(crate) struct TrainingRow {
-    pub(crate) predicted_ms: i64,
-    pub(crate) request_id: String,
-    pub(crate) prediction: PredictionKey,
-    pub(crate) label: f32,
-    /// When the label arrived.
-    pub(crate) known_ms: i64,
+struct AnsweredRow {
+    predicted_ms: i64,
+    request_id: String,
+    prediction: PredictionKey,
 }
 
-fn join<'a>(
+fn read_files<'a>(
     (table, files): (&Table, impl Iterator<Item = &'a SealedFile>),
     asked: (&TrainingQuery, &[usize]),
-    labels: &Labels,
-) -> Result<Joined, OfflineError> {
-    let mut joined = Joined::default();
+) -> Result<Answered, OfflineError> {
+    let mut answered = Answered::default();
     let columns = match asked.1 {
         [] => &COLUMNS[..COLUMNS.len() - 1],
         _ => &COLUMNS,
@@ -164,44 +235,49 @@ fn join<'a>(
         let path = table.shown(&file.path);
         let segment = table.segment(file, Wanted::Named(columns))?;
         let names = segment.features()?;
-        let before = joined.rows.len();
+        let before = answered.rows.len() + answered.refused.len();
         for batch in segment {
-            let taken = joined.take(&batch?, names.len(), asked, labels);
+            let taken = answered.take(&batch?, names.len(), asked);
             taken.map_err(|problem| corrupt(&path, problem))?;
         }
-        if joined.rows.len() > before {
-            joined.agree(Some((names, path)))?;
+        if answered.rows.len() + answered.refused.len() > before {
+            answered.agree(names, path)?;
         }
     }
-    Ok(joined)
+    Ok(answered)
 }
 
-impl Joined {
-    /// No rows yet, of a service whose features are computed here.
-    pub(crate) fn of_service(service: &Service) -> Self {
-        let names = service.feature_names().map(str::to_owned).collect();
-        Self {
-            names: Some((names, PathBuf::new())),
-            ..Self::default()
+impl Answered {
+    fn keys(&self) -> impl Iterator<Item = PredictionKey> {
+        let rows = self.rows.iter().map(|row| row.prediction);
+        rows.chain(self.refused.iter().map(|refused| refused.1))
+    }
+
+    /// Those that have a label.
+    fn labelled(self, labels: &Labels) -> Rows {
+        let label_of = |prediction: PredictionKey| labels.get(&prediction).copied().flatten();
+        let width = self.values.len() / self.rows.len().max(1);
+        let mut rows = Rows::new(width);
+        for (index, row) in self.rows.into_iter().enumerate() {
+            let Some(label) = label_of(row.prediction) else {
+                continue;
+            };
+            rows.push(
+                &self.values[index * width..][..width],
+                TrainingRow {
+                    predicted_ms: row.predicted_ms,
+                    request_id: row.request_id,
+                    prediction: row.prediction,
+                    label: label.value,
+                    known_ms: label.arrived_ms,
+                },
+            );
         }
-    }
-
-    /// Makes room for so many more rows.
-    pub(crate) fn reserve(&mut self, rows: usize) {
-        let width = self.names.as_ref().map_or(0, |(names, _)| names.len());
-        self.values.reserve_exact(rows * width);
-        self.rows.reserve_exact(rows);
-    }
-
-    /// Adds a row with its features.
-    pub(crate) fn push(&mut self, values: &[f32], row: TrainingRow) {
-        self.values.extend_from_slice(values);
-        self.rows.push(row);
-    }
-
-    /// Counts a row from which no model may answer.
-    pub(crate) fn refuse(&mut self, prediction: PredictionKey) {
-        self.refused.push(prediction);
+        let refused = self.refused.into_iter();
+        rows.refused = refused
+            .filter(|(_, prediction)| label_of(*prediction).is_some())
+            .collect();
+        rows
     }
 
     fn take(
@@ -209,7 +285,6 @@ impl Joined {
         batch: &RecordBatch,
         width: usize,
         (query, refusing): (&TrainingQuery, &[usize]),
-        labels: &Labels,
     ) -> Result<(), String> {
         let (ids, roles) = (texts(batch, "prediction_id")?, texts(batch, "role")?);
         let (request_ids, services) = (texts(batch, "request_id")?, texts(batch, "service")?);
@@ -237,13 +312,10 @@ impl Joined {
                 id: uuid::Uuid::try_parse(id).map_err(|_| format!("prediction id `{id}`"))?,
                 row: numbers_of.value(index),
             };
-            let Some(label) = labels.get(&prediction) else {
-                continue;
-            };
             if let Some(statuses) = &statuses
                 && statuses.refuse(index, refusing)
             {
-                self.refuse(prediction);
+                self.refused.push((predicted_ms, prediction));
                 continue;
             }
             let ends = features.value_offsets();
@@ -252,26 +324,21 @@ impl Joined {
                 return Err(format!("{} features in a row, {width} names", row.len()));
             }
             self.values.extend_from_slice(row);
-            self.rows.push(TrainingRow {
+            self.rows.push(AnsweredRow {
                 predicted_ms,
                 request_id: optional(request_ids, index).unwrap_or_default().to_owned(),
                 prediction,
-                label: label.value,
-                known_ms: label.arrived_ms,
             });
         }
         Ok(())
     }
 
-    fn agree(&mut self, names: Option<(Vec<String>, PathBuf)>) -> Result<(), OfflineError> {
-        match (&self.names, names) {
-            (_, None) => Ok(()),
-            (Some((held, _)), Some((names, path))) if *held != names => {
-                Err(OfflineError::FeaturesDiffer { path })
-            }
-            (Some(_), Some(_)) => Ok(()),
-            (None, names) => {
-                self.names = names;
+    fn agree(&mut self, names: Vec<String>, path: PathBuf) -> Result<(), OfflineError> {
+        match &self.names {
+            Some((held, _)) if *held != names => Err(OfflineError::FeaturesDiffer { path }),
+            Some(_) => Ok(()),
+            None => {
+                self.names = Some((names, path));
                 Ok(())
             }
         }
@@ -301,83 +368,4 @@ impl<'a> Statuses<'a> {
         };
         !refusing.iter().all(present)
     }
-}
-
-/// Sorts the rows, drops repeated ones (two backfills may cover the same request) and takes the digest.
-/// Ties of (time, request id) are broken by content: prediction ids are random.
-pub(crate) fn assemble(mut parts: Vec<Joined>) -> Result<TrainingSet, OfflineError> {
-    let mut all = Joined::default();
-    for part in &mut parts {
-        all.agree(part.names.take())?;
-    }
-    let names = all.names.map_or(Vec::new(), |(names, _)| names);
-    let width = names.len();
-    let mut order: Vec<(usize, usize)> = Vec::new();
-    for (index, part) in parts.iter().enumerate() {
-        order.extend((0..part.rows.len()).map(|row| (index, row)));
-    }
-    let row = |place: (usize, usize)| &parts[place.0].rows[place.1];
-    let values = |place: (usize, usize)| &parts[place.0].values[place.1 * width..][..width];
-    let bits = |place| values(place).iter().map(|value| value.to_bits());
-    order.sort_unstable_by(|&a, &b| {
-        let key = |place| (row(place).predicted_ms, row(place).request_id.as_str());
-        let content = |place| (row(place).known_ms, row(place).label.to_bits());
-        key(a)
-            .cmp(&key(b))
-            .then_with(|| content(a).cmp(&content(b)))
-            .then_with(|| bits(a).cmp(bits(b)))
-            .then_with(|| row(a).prediction.cmp(&row(b).prediction))
-    });
-    let mut seen = HashSet::with_capacity_and_hasher(order.len(), RandomState::new());
-    order.retain(|&place| seen.insert(row(place).prediction));
-    let refused = parts.iter().flat_map(|part| &part.refused);
-    let mut set = TrainingSet {
-        refused: refused
-            .filter(|&&prediction| seen.insert(prediction))
-            .count() as u64,
-        values: Vec::new(),
-        labels: order.iter().map(|&place| row(place).label).collect(),
-        predicted_ms: order.iter().map(|&it| row(it).predicted_ms).collect(),
-        known_ms: order.iter().map(|&place| row(place).known_ms).collect(),
-        request_ids: order.iter().map(|&it| row(it).request_id.clone()).collect(),
-        predictions: order.iter().map(|&place| row(place).prediction).collect(),
-        names,
-        digest: [0; 32],
-    };
-    let as_they_are = parts.len() == 1 && order.iter().map(|it| it.1).eq(0..parts[0].rows.len());
-    // A copy would double what is in memory.
-    set.values = match as_they_are {
-        true => std::mem::take(&mut parts[0].values),
-        false => order.iter().flat_map(|&it| values(it)).copied().collect(),
-    };
-    set.digest = digest(&set);
-    Ok(set)
-}
-
-/// SHA-256 over names, then per row time, request id, arrival and bits of label and values. Lengths go
-/// before what varies in length.
-fn digest(set: &TrainingSet) -> [u8; 32] {
-    let mut hash = Sha256::new();
-    let text = |hash: &mut Sha256, text: &str| {
-        hash.update((text.len() as u64).to_le_bytes());
-        hash.update(text.as_bytes());
-    };
-    hash.update((set.names.len() as u64).to_le_bytes());
-    set.names.iter().for_each(|name| text(&mut hash, name));
-    let mut bytes = Vec::new();
-    for row in 0..set.rows() {
-        hash.update(set.predicted_ms[row].to_le_bytes());
-        text(&mut hash, &set.request_ids[row]);
-        hash.update(set.known_ms[row].to_le_bytes());
-        hash.update(set.labels[row].to_bits().to_le_bytes());
-        bytes.clear();
-        let values = &set.values[row * set.columns()..(row + 1) * set.columns()];
-        bytes.extend(
-            values
-                .iter()
-                .flat_map(|value| value.to_bits().to_le_bytes()),
-        );
-        hash.update(&bytes);
-    }
-    hash.finalize().into()
 }
