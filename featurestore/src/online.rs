@@ -434,12 +434,13 @@ impl FeatureStore {
 }
 
 impl Inner {
-    /// Sends predictions that labels wait for to the writer; what a full queue refuses goes with the
-    /// next call.
+    /// Sends predictions that labels wait for to the writer; what a full queue refuses, or a full disk, goes
+    /// with the next call.
     fn send_resolved(&self, awaited: Vec<PredictionKey>) {
         let mut unsent = locked(&self.unsent);
         unsent.extend(awaited);
-        if unsent.is_empty() {
+        // A disk that is full from here on is no loss: before the writer goes on it looks for such predictions.
+        if unsent.is_empty() || self.shared.is_full() {
             return;
         }
         if self.queue.submit(Job::Resolve(unsent.clone())).is_ok() {
