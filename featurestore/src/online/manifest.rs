@@ -28,6 +28,19 @@ pub(super) fn hides_records(folder: &Path) -> io::Result<bool> {
     Ok((end + 1..log.len()).any(|at| is_whole(&log, at)))
 }
 
+/// The name of the newest MANIFEST in `folder`.
+pub(super) fn newest(folder: &Path) -> io::Result<Option<String>> {
+    let mut newest = None;
+    for entry in fs::read_dir(folder)? {
+        let name = entry?.file_name();
+        let name = name
+            .to_str()
+            .and_then(|name| name.strip_prefix("MANIFEST-"));
+        newest = newest.max(name.and_then(|number| number.parse::<u64>().ok()));
+    }
+    Ok(newest.map(|number| format!("MANIFEST-{number:06}")))
+}
+
 fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
     use io::ErrorKind::{InvalidInput, IsADirectory, NotFound};
     match fs::read(path) {

@@ -1,5 +1,5 @@
-//! Mending a damaged database at open: what is derived is made anew from the logs, the event log from sealed
-//! files. Events that no file has, and a damaged label log, are refused.
+//! Mending a damaged database at open: what is derived is made anew from the logs, and the logs from sealed
+//! files. Events and labels that no file has are refused.
 //!
 //! RocksDB's checksums find damage when a block is read. A read that finds some leaves a note in the data
 //! folder; the next open reads every block, drops the column families that are damaged and fills them from
@@ -8,11 +8,11 @@
 //! The note is removed when all is done, so that a crash in between starts it again.
 
 mod events;
+mod labels;
 
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Instant;
 
 use rocksdb::WriteBatch;
@@ -28,8 +28,8 @@ use crate::commit::Counters;
 use crate::definition::Definitions;
 use crate::labels::{EntryKind, entries};
 use crate::log::EventLog;
+use crate::offline::OfflineTables;
 use crate::offline::segments::sync_folder;
-use crate::offline::table::Table;
 
 /// The note within the data folder: the reason, then the names of column families to be made anew, and
 /// [`REPAIR`].
@@ -154,12 +154,49 @@ fn repair(
 ) -> Result<Tables, OpenError> {
     let aside = quarantine::link_aside(data_dir, online, "unopened").map_err(io(online))?;
     tracing::error!(%reason, files = %aside.display(), "online store is damaged: repairing");
+    if let Some(tables) = open_by_newest_manifest(data_dir, (online, sizes), reason)? {
+        return Ok(tables);
+    }
     write_note(data_dir, reason, &[REPAIR]).map_err(io(data_dir))?;
     let beyond_repair = |error: rocksdb::Error| OpenError::Damaged(error.to_string());
     Tables::repair(online).map_err(beyond_repair)?;
     let tables = Tables::open_to_mend(online, sizes).map_err(beyond_repair)?;
     note(data_dir, reason, &DERIVED[..4]).map_err(io(data_dir))?;
     Ok(tables)
+}
+
+/// Where `CURRENT` alone is lost: it only names the newest MANIFEST. A repair would leave out what a column
+/// family has in the log alone, before its first table. What is derived is made anew all the same: the file
+/// may be one that was never whole.
+fn open_by_newest_manifest(
+    data_dir: &Path,
+    (online, sizes): (&Path, TableOptions),
+    reason: &str,
+) -> Result<Option<Tables>, OpenError> {
+    if online.join("CURRENT").exists() {
+        return Ok(None);
+    }
+    let Some(newest) = manifest::newest(online).map_err(io(online))? else {
+        return Ok(None);
+    };
+    note(data_dir, reason, &DERIVED[..4]).map_err(io(data_dir))?;
+    let name = || -> std::io::Result<()> {
+        let temporary = online.join("CURRENT.lost");
+        let mut file = File::create(&temporary)?;
+        writeln!(file, "{newest}")?;
+        file.sync_all()?;
+        fs::rename(temporary, online.join("CURRENT"))?;
+        sync_folder(online)
+    };
+    name().map_err(io(online))?;
+    if manifest::hides_records(online).map_err(io(online))? {
+        return Ok(None);
+    }
+    match Tables::open_to_mend(online, sizes) {
+        Ok(tables) => Ok(Some(tables)),
+        Err(error) if Tables::is_damage(&error) => Ok(None),
+        Err(error) => Err(database(error)),
+    }
 }
 
 fn is_named(noted: &str, name: &str) -> bool {
@@ -178,14 +215,15 @@ fn holds_tables(online: &Path) -> std::io::Result<bool> {
     Ok(false)
 }
 
-/// Reads everything but the event log; which derived column families must be made anew.
+/// Reads everything but the logs; which derived column families must be made anew.
 fn examine(tables: &Tables, noted: &str) -> Result<Vec<Column>, OpenError> {
     let mut damaged = Vec::new();
     for column in Column::ALL {
-        if column == Column::Events {
+        if matches!(column, Column::Events | Column::LabelLog) {
             continue;
         }
-        match check(tables, column) {
+        let mut pairs = tables.scan_once(column);
+        match pairs.try_for_each(|pair| pair.map(drop)) {
             Ok(()) if !is_named(noted, column.name()) => {}
             Ok(()) => damaged.push(column),
             Err(problem) if DERIVED.contains(&column) => {
@@ -203,30 +241,13 @@ fn examine(tables: &Tables, noted: &str) -> Result<Vec<Column>, OpenError> {
     Ok(damaged)
 }
 
-/// Reads a column family; the numbers of the label log start at 1 and have no gap.
-fn check(tables: &Tables, column: Column) -> Result<(), String> {
-    let mut last = 0;
-    for pair in tables.scan_once(column) {
-        let (key, _) = pair.map_err(|error| error.to_string())?;
-        if column != Column::LabelLog {
-            continue;
-        }
-        let number = Key::number(&key).ok_or("a key is no number")?;
-        if number != last + 1 {
-            return Err(format!("{} to {} are missing", last + 1, number - 1));
-        }
-        last = number;
-    }
-    Ok(())
-}
-
 /// Drops the column families with their files, and keeps what must not be lost with them.
 fn empty(tables: &mut Tables, columns: &[Column]) -> Result<(), rocksdb::Error> {
     for &column in columns {
         tables.renew(column)?;
     }
     if columns.contains(&Column::State) {
-        let last = events_counted(tables)?;
+        let last = counted(tables)?.events;
         let mut batch = WriteBatch::default();
         tables.put(&mut batch, Key::LastSeq, &last.to_le_bytes());
         for pair in tables.scan(Column::Meta, &Key::View(0).to_bytes()) {
@@ -241,25 +262,26 @@ fn empty(tables: &mut Tables, columns: &[Column]) -> Result<(), rocksdb::Error> 
     Ok(())
 }
 
-/// Events that were taken, which is the number of the last: the log itself may be damaged.
-fn events_counted(tables: &Tables) -> Result<u64, rocksdb::Error> {
+/// Events that were taken and entries of the label log, which are the numbers of the last: the logs themselves
+/// may be damaged.
+fn counted(tables: &Tables) -> Result<Counters, rocksdb::Error> {
     let counters = tables.get(Key::Counters)?;
     let counters = counters.and_then(|bytes| Counters::decode(&bytes));
-    Ok(counters.map_or(0, |counters| counters.events))
+    Ok(counters.unwrap_or_default())
 }
 
 impl Mending {
-    /// Has lost entries of the event log read from sealed files from now on; those that are in none are
-    /// named in the error.
-    pub(crate) fn make_log_anew(
+    /// Has lost entries of the event log read from sealed files from now on, and writes those of the label log
+    /// from there; those that are in none are named in the error.
+    pub(crate) fn make_logs_anew(
         &self,
         tables: &mut Tables,
-        sealed: &Arc<Table>,
+        sealed: &OfflineTables,
         definitions: &Definitions,
     ) -> Result<(), OpenError> {
-        let last = events_counted(tables);
-        let last = last.map_err(database)?;
-        events::make_log_anew(tables, sealed, definitions, last)
+        let last = counted(tables).map_err(database)?;
+        events::make_log_anew(tables, &sealed.events, definitions, last.events)?;
+        labels::make_log_anew(tables, &sealed.labels, last.label_seq)
     }
 
     /// Holds the counters against the log: they are in a column family that is not derived, of which a

@@ -71,7 +71,7 @@ fn open_locked(
     let settled = settled.map_err(SealError::from)?;
     let offline = open_tables(&settled, &tables, &spool)?;
     if let Some(mending) = &mending {
-        mending.make_log_anew(&mut tables, &offline.events, &definitions)?;
+        mending.make_logs_anew(&mut tables, &offline, &definitions)?;
     }
     let (last_seq, counters, mark) = check_logs(data_dir, &tables, mending.as_ref())?;
     let reaches = reaches(&tables, (last_seq, counters.label_seq), mending.as_ref())?;
@@ -366,7 +366,7 @@ fn refused(error: ApplyError) -> OpenError {
     }
 }
 
-fn read(error: ReadError) -> OpenError {
+pub(crate) fn read(error: ReadError) -> OpenError {
     match error {
         ReadError::Database(problem) | ReadError::NoSpace(problem) => OpenError::Database(problem),
         ReadError::Damaged(problem) => OpenError::Damaged(problem),

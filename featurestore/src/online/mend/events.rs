@@ -29,7 +29,8 @@ pub(super) fn make_log_anew(
     last: u64,
 ) -> Result<(), OpenError> {
     let pruned = tables.get_number(Key::EventsPruned).map_err(database)?;
-    let Some(lost) = lost(tables, pruned.unwrap_or(0) + 1..=last) else {
+    let numbers = pruned.unwrap_or(0) + 1..=last;
+    let Some(lost) = lost(tables, Column::Events, numbers) else {
         return Ok(());
     };
     let manifest = events.manifest().map_err(SealError::from)?;
@@ -76,11 +77,15 @@ fn read_back(events: &Table, pruned: u64, lost: &RangeInclusive<u64>) -> Result<
     Ok(())
 }
 
-/// From the first to the last of the numbers that cannot be read.
-fn lost(tables: &Tables, numbers: RangeInclusive<u64>) -> Option<RangeInclusive<u64>> {
+/// From the first to the last of the numbers of a log that cannot be read.
+pub(super) fn lost(
+    tables: &Tables,
+    log: Column,
+    numbers: RangeInclusive<u64>,
+) -> Option<RangeInclusive<u64>> {
     let (mut first, mut last) = numbers.into_inner();
     // A repair may have brought back what was pruned.
-    for pair in tables.scan_past_cache(Column::Events, &Key::Event(first).to_bytes()) {
+    for pair in tables.scan_past_cache(log, &first.to_be_bytes()) {
         match pair {
             Ok((key, _)) if Key::number(&key) == Some(first) => first += 1,
             _ => break,
@@ -89,7 +94,7 @@ fn lost(tables: &Tables, numbers: RangeInclusive<u64>) -> Option<RangeInclusive<
     if first > last {
         return None;
     }
-    for pair in tables.scan_back(Column::Events) {
+    for pair in tables.scan_back(log) {
         match pair {
             Ok((key, _)) if Key::number(&key) == Some(last) && last > first => last -= 1,
             _ => break,
