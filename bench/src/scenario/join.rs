@@ -1,4 +1,4 @@
-//! `join`: the past taken in and training rows computed from it, at two lengths of history, beside the
+//! `join`: the past taken in and training rows computed from it, at three lengths of history, beside the
 //! same join in pandas.
 
 use std::fs;
@@ -20,7 +20,7 @@ use crate::timeline::Timeline;
 const PANDAS: &str = "pandas";
 const MODEL: &str = "delay";
 /// Months of history, from January.
-const LENGTHS: [i64; 2] = [4, 12];
+const LENGTHS: [i64; 3] = [3, 6, 12];
 const SOURCES: [&str; 5] = ["aircraft", "weather", "schedules", "departures", "arrivals"];
 
 /// One command, run in every round.
@@ -252,8 +252,7 @@ fn finding(conditions: Conditions, lengths: &[Length]) -> Finding {
              Parquet dataset; its digest must equal that of the rows as the backfill recorded them. pandas \
              ({} features of the row, the request's own are left out) takes two `merge_asof` of running totals \
              for each window, timed from reading its files to the frame in memory, without the start of Python; \
-             its values must agree with ours. The last figure is the highest resident memory: the import and the \
-             backfill stream, a dataset is put together in memory. Medians of {} rounds.",
+             its values must agree with ours. The last figure is the highest resident memory. Medians of {} rounds.",
             longest.features, conditions.runs
         ),
         conditions,

@@ -120,7 +120,7 @@ pub(crate) struct Stretch<'m> {
 
 /// A stretch is closed where it has so many rows: labels that arrive after it are read once for each, and
 /// memory holds it. Tests have many stretches.
-const STRETCH_ROWS: usize = if cfg!(test) { 8 } else { 1 << 17 };
+const STRETCH_ROWS: usize = if cfg!(test) { 8 } else { 1 << 16 };
 
 impl<'m> Stretch<'m> {
     /// All that rows of `query` may lie in, by time.
