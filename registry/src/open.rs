@@ -78,6 +78,12 @@ impl Registry {
             SqlitePoolOptions::new()
                 .max_connections(connections)
                 .acquire_timeout(WAIT_MAX)
+                // On a full disk SQLite ends a transaction by itself. The connection goes on counting it,
+                // and would never begin another.
+                .before_acquire(|connection, _| {
+                    let is_of_use = !connection.is_in_transaction();
+                    Box::pin(std::future::ready(Ok(is_of_use)))
+                })
         };
         Ok(Self {
             readers: pool(READERS_MAX).connect_lazy_with(connect.clone()),

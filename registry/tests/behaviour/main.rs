@@ -9,6 +9,7 @@ mod artifacts;
 mod crashes;
 mod decisions;
 mod fixture;
+mod full;
 mod opening;
 mod runs;
 mod versions;
