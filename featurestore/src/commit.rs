@@ -1,9 +1,9 @@
 //! Group commit: one thread owns all writes of events and labels.
 //!
-//! It takes whatever is queued, adds it to one write batch (log entries, dedupe keys, folded states,
-//! labels, counters), writes that with one fsync and only then answers. So a submitted batch is on disk
-//! as a whole or not at all, and counts once however often it is sent. What a failed write does is in
-//! `space`.
+//! It takes whatever is queued, adds it to one write batch (log entries, dedupe keys, labels, counters),
+//! writes that with one fsync and only then answers. So a submitted batch is on disk as a whole or not at
+//! all, and counts once however often it is sent. Folded states follow from the log and are stored once in
+//! a while (`states`). What a failed write does is in `space`.
 
 pub(crate) mod bulk;
 mod counters;
@@ -68,6 +68,8 @@ pub(crate) enum Job {
     Bulk { bulk: Prepared, done: BulkDone },
     /// Predictions that have been recorded and that pending labels wait for.
     Resolve(Vec<PredictionKey>),
+    /// All states are to be stored; who asked is told when they are.
+    Store(Sender<()>),
     /// States of which no read sees all any more.
     Expire(Expired),
     /// A copy of the database as of the last group; `done` is called with what that one ended at.
@@ -86,7 +88,7 @@ impl Job {
             Self::Bulk { bulk, .. } => bulk.bytes(),
             Self::Resolve(predictions) => size_of_val(predictions.as_slice()),
             Self::Expire(expired) => expired.keys.iter().map(|key| key.len()).sum(),
-            Self::Checkpoint { .. } => 0,
+            Self::Store(_) | Self::Checkpoint { .. } => 0,
         }
     }
 
@@ -95,7 +97,7 @@ impl Job {
             Self::Events { done, .. } => done(Err(error)),
             Self::Labels { done, .. } => done(Err(error)),
             Self::Bulk { done, .. } => done(Err(error)),
-            Self::Resolve(_) | Self::Expire(_) => {}
+            Self::Resolve(_) | Self::Store(_) | Self::Expire(_) => {}
             Self::Checkpoint { done, .. } => done(Err(error.to_string())),
         }
     }
@@ -145,6 +147,7 @@ impl Queue {
             queue_bytes: Arc::clone(&bytes),
             group_us: Arc::clone(&group_us),
             last_seq: start.last_seq,
+            stored_seq: start.last_seq,
             counters: start.counters,
             pending_order: start.pending_order,
             mark: start.mark,
@@ -249,6 +252,8 @@ struct Writer {
     group_us: Arc<AtomicU64>,
     states: States,
     last_seq: u64,
+    /// The last event in the stored states.
+    stored_seq: u64,
     counters: Counters,
     /// The keys of `shared.pending` by arrival, to expire the oldest.
     pending_order: BTreeSet<(i64, PredictionKey)>,
@@ -271,11 +276,24 @@ struct Group {
     /// The sources of events that came too late, once for each.
     late: Vec<Arc<Source>>,
     answers: Vec<Answer>,
+    /// States are stored with it, however few have changed.
+    stores: bool,
+}
+
+impl Group {
+    /// One that stores the states.
+    fn storing() -> Self {
+        Self {
+            stores: true,
+            ..Self::default()
+        }
+    }
 }
 
 enum Answer {
     Events(Done<Ingested>, Ingested),
     Labels(Done<LabelsIngested>, LabelsIngested),
+    Stored(Sender<()>),
 }
 
 /// A group takes queued batches up to about this many bytes.
@@ -293,10 +311,8 @@ impl Writer {
             }
             self.watch();
         }
-        if self.shared.refusal().is_none()
-            && let Err(error) = self.mark.write(self.acked())
-        {
-            tracing::warn!(%error, "high-water mark not written at close");
+        if self.shared.refusal().is_none() {
+            self.close();
         }
     }
 
@@ -366,6 +382,7 @@ impl Writer {
                 group.answers.into_iter().for_each(|answer| match answer {
                     Answer::Events(done, _) => done(Err(refusal.clone())),
                     Answer::Labels(done, _) => done(Err(refusal.clone())),
+                    Answer::Stored(_) => {}
                 });
                 jobs.for_each(|job| job.refuse(refusal.clone()));
             }
@@ -398,6 +415,10 @@ impl Writer {
             },
             Job::Bulk { bulk, done } => self.add_bulk(group, bulk, done)?,
             Job::Resolve(predictions) => self.resolve(group, &predictions)?,
+            Job::Store(done) => {
+                group.stores = true;
+                group.answers.push(Answer::Stored(done));
+            }
             Job::Expire(expired) => self.expire_states(group, &expired)?,
             Job::Checkpoint { folder, done } => {
                 let (seq, counters) = *locked(&self.shared.counters);
@@ -414,14 +435,24 @@ impl Writer {
         let tables = &self.shared.tables;
         let mut batch = std::mem::take(&mut group.batch);
         group.write_dedupe_keys(tables, &mut batch);
-        self.states.write(tables, &mut batch);
-        tables.put(&mut batch, Key::LastSeq, &self.last_seq.to_le_bytes());
         tables.put(&mut batch, Key::Counters, &self.counters.encode());
-        tables.write_durably(batch).map_err(ReadError::database)?;
         let hot = &self.shared.hot;
         self.states
-            .settle(|key, state| hot.replace(key, state, self.last_seq));
+            .show(|key, state| hot.show(key, state, self.last_seq));
+        let unstored = self.last_seq - self.stored_seq;
+        let stores = group.stores
+            || self.states.are_many()
+            || unstored >= self.shared.options.unstored_events_max;
+        if stores {
+            self.states.store(tables, &mut batch, self.last_seq);
+        }
+        tables.write_durably(batch).map_err(ReadError::database)?;
         hot.move_cut(self.last_seq);
+        if stores {
+            self.stored_seq = self.last_seq;
+            self.states.stored();
+            hot.stored(self.last_seq);
+        }
         let acked = self.acked();
         self.mark
             .committed(acked)
@@ -451,6 +482,8 @@ impl Writer {
                     metrics.labels_unknown.increment(ingested.unknown);
                     done(Ok(ingested));
                 }
+                // Who asked may have given up.
+                Answer::Stored(done) => drop(done.try_send(())),
             }
         }
     }

@@ -53,6 +53,8 @@ mod sealed;
 mod strace;
 #[path = "online/travel.rs"]
 mod travel;
+#[path = "online/unstored.rs"]
+mod unstored;
 #[path = "online/verifier.rs"]
 mod verifier;
 #[path = "online/views.rs"]

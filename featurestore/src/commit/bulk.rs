@@ -158,6 +158,8 @@ impl Writer {
         bulk: Prepared,
         done: BulkDone,
     ) -> Result<(), ReadError> {
+        // Its files hold whole states, which are read from the tables and take the place of what is there.
+        group.stores = true;
         let written = self.write(group).and_then(|()| {
             self.answer(std::mem::take(group));
             self.write_bulk(&bulk)
@@ -232,15 +234,16 @@ impl Writer {
                 pairs.put(key.as_bytes(), &encoded)?;
             }
             // Behind every view, so that states and number come into sight together.
-            pairs.put(&Key::LastSeq.to_bytes(), &self.last_seq.to_le_bytes())
+            pairs.put(&Key::StatesSeq.to_bytes(), &self.last_seq.to_le_bytes())
         })?;
         files.commit(tables, self.last_seq, &self.counters)?;
         self.states.forget();
         let hot = &shared.hot;
-        for (key, place) in &changed {
-            hot.replace(key, folds.state(*place).0, self.last_seq);
+        for (key, _) in &changed {
+            hot.replaced(key, self.last_seq);
         }
         hot.move_cut(self.last_seq);
+        self.stored_seq = self.last_seq;
         let acked = self.acked();
         self.mark
             .write(acked)

@@ -15,6 +15,7 @@ use rocksdb::WriteBatch;
 
 use super::states::States;
 use super::{Group, Writer};
+use crate::online::keys::Key;
 use crate::online::reserve::Reserve;
 use crate::online::shared::locked;
 use crate::online::{IngestError, ReadError, bulk, open};
@@ -67,6 +68,12 @@ impl Writer {
 
     /// Stops for good, or until there is space again.
     pub(super) fn fail(&mut self, error: &ReadError) {
+        // States that were stored all the same are what reads find.
+        if let Ok(Some(stored)) = self.shared.tables.get_number(Key::StatesSeq)
+            && stored > self.shared.hot.cut()
+        {
+            self.shared.hot.move_cut(stored);
+        }
         if let ReadError::NoSpace(reason) = error {
             self.space.reserve.release();
             return self.fill(reason);
@@ -137,6 +144,9 @@ impl Writer {
         (self.last_seq, self.counters) = open::read_counters(tables)?;
         let views = shared.definitions.views.clone();
         self.states = States::new(views, shared.options.cached_states_max);
+        self.states
+            .catch_up(tables, shared.events(), self.last_seq)?;
+        self.stored_seq = self.last_seq;
         self.seen.forget();
         let pending = open::read_pending(tables)?;
         self.pending_order = pending.iter().map(|(key, at)| (*at, *key)).collect();

@@ -1,8 +1,12 @@
-//! View states under the writer: fetched once, folded in memory, written once per group.
+//! View states under the writer: fetched once, folded in memory, stored once in a while.
 //!
-//! Decoded states stay for the next groups in two generations: when the young one is full it becomes
-//! the old one, and what the old one held is dropped. Every state in memory equals the one on disk
-//! between groups, so nothing is lost by dropping.
+//! A group's changed states are shown to readers (`online::hot`); their tables get all that have changed at
+//! once, when they are many or old ([`States::are_many`], `StoreOptions::unstored_events_max`) and at close,
+//! with the number of the last event in them. A start folds the log from there ([`States::catch_up`]), so
+//! a crash loses no more than that work.
+//!
+//! Decoded states stay in two generations. What is not stored is in the young one; when that is full, all
+//! of it is stored and becomes the old one, and what the old one held is dropped.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,6 +17,7 @@ use rocksdb::WriteBatch;
 use super::{Group, Writer};
 use crate::definition::{View, ViewKey};
 use crate::event::Event;
+use crate::log::EventLog;
 use crate::online::ReadError;
 use crate::online::expiry::{Expired, expiry};
 use crate::online::keys::{Column, Key};
@@ -28,18 +33,22 @@ pub(crate) struct States {
     /// What the states of `young` take; exact when nothing is changed.
     young_bytes: usize,
     generation_max: usize,
-    /// Keys changed since the last [`States::settle`], all of them in `young`.
+    /// Keys changed since the last [`States::show`], all of them in `young`.
     changed: Vec<ViewKey>,
     encoded: Vec<u8>,
 }
 
 #[derive(Debug)]
 struct Held {
-    state: ViewState,
+    /// Shared with readers once it is shown: folding makes a copy then.
+    state: Arc<ViewState>,
     view: usize,
     /// As counted in `young_bytes`.
     bytes: usize,
+    /// Since it was last shown.
     changed: bool,
+    /// As the table has it.
+    stored: bool,
 }
 
 /// States are larger than this with many windows and measures or sketches; fewer of them are kept then.
@@ -79,45 +88,90 @@ impl States {
                 continue;
             };
             let held = self.held(tables, index, &key)?;
-            if held.state.fold(&view, event, seq) == Folded::TooLate {
+            let state = Arc::make_mut(&mut held.state);
+            if state.fold(&view, event, seq) == Folded::TooLate {
                 folded = Folded::TooLate;
             } else if !held.changed {
-                held.changed = true;
+                (held.changed, held.stored) = (true, false);
                 self.changed.push(key);
             }
         }
         Ok(folded)
     }
 
-    /// Adds every changed state to a batch, in the order of their keys: a memtable takes neighbours one
-    /// after the other for less.
-    pub(crate) fn write(&mut self, tables: &Tables, batch: &mut WriteBatch) {
-        self.changed.sort_unstable();
-        let mut puts = tables.puts(Column::State);
-        for key in &self.changed {
-            let held = self.young.get(key).expect("a changed state is young");
-            self.encoded.clear();
-            held.state.encode(&self.views[held.view], &mut self.encoded);
-            puts.add(batch, Key::State(key.as_bytes()), &self.encoded);
+    /// Folds the events that the stored states lack, up to the end of the log at `last_seq`, and stores them.
+    pub(crate) fn catch_up(
+        &mut self,
+        tables: &Tables,
+        log: EventLog<'_>,
+        last_seq: u64,
+    ) -> Result<(), ReadError> {
+        let stored_seq = tables.get_number(Key::StatesSeq);
+        let stored_seq = stored_seq.map_err(ReadError::database)?.unwrap_or(0);
+        if stored_seq == last_seq {
+            return Ok(());
         }
+        for logged in log.kept_from(stored_seq + 1)? {
+            let logged = logged?;
+            self.fold(tables, &logged.event, logged.seq, logged.arrived_ms)?;
+        }
+        tracing::info!(
+            events = last_seq - stored_seq,
+            "states caught up with the event log"
+        );
+        let mut batch = WriteBatch::default();
+        self.store(tables, &mut batch, last_seq);
+        tables.write_durably(batch).map_err(ReadError::database)?;
+        self.show(|_, _| {});
+        self.stored();
+        Ok(())
     }
 
-    /// Shows every state changed since the last call, then lets go of states not used for long; call
-    /// it when the batch is on disk.
-    pub(crate) fn settle(&mut self, mut show: impl FnMut(&ViewKey, &ViewState)) {
+    /// Shows every state changed since the last call.
+    pub(crate) fn show(&mut self, mut show: impl FnMut(&ViewKey, Arc<ViewState>)) {
         for key in self.changed.drain(..) {
             let held = self.young.get_mut(&key).expect("a changed state is young");
             held.changed = false;
             self.young_bytes -= held.bytes;
             held.bytes = held.state.bytes();
             self.young_bytes += held.bytes;
-            show(&key, &held.state);
+            show(&key, Arc::clone(&held.state));
         }
+    }
+
+    /// Whether more are held than are kept between groups.
+    pub(crate) fn are_many(&self) -> bool {
         let bytes_max = self.generation_max * STATE_BYTES;
-        if self.young.len() > self.generation_max || self.young_bytes > bytes_max {
+        self.young.len() > self.generation_max || self.young_bytes > bytes_max
+    }
+
+    /// Adds every state that is not stored to a batch, in the order of their keys: a memtable takes
+    /// neighbours one after the other for less. `last_seq` is the last event that was folded.
+    pub(crate) fn store(&mut self, tables: &Tables, batch: &mut WriteBatch, last_seq: u64) {
+        let unstored = self.young.iter().filter(|(_, held)| !held.stored);
+        let mut unstored: Vec<_> = unstored.collect();
+        unstored.sort_unstable_by_key(|(key, _)| *key);
+        let mut puts = tables.puts(Column::State);
+        for (key, held) in unstored {
+            self.encoded.clear();
+            held.state.encode(&self.views[held.view], &mut self.encoded);
+            puts.add(batch, Key::State(key.as_bytes()), &self.encoded);
+        }
+        puts.add(batch, Key::StatesSeq, &last_seq.to_le_bytes());
+    }
+
+    /// Lets go of states not used for long; call it when the batch of [`States::store`] is on disk.
+    pub(crate) fn stored(&mut self) {
+        self.young.values_mut().for_each(|held| held.stored = true);
+        if self.are_many() {
             self.old = std::mem::take(&mut self.young);
             self.young_bytes = 0;
         }
+    }
+
+    /// Whether the table has the state under this key as it is.
+    fn is_stored(&self, key: &[u8]) -> bool {
+        self.young.get(key).is_none_or(|held| held.stored)
     }
 
     /// States were written past these.
@@ -140,9 +194,10 @@ impl States {
                     let state = stored(tables, &self.views[view], key)?;
                     Held {
                         bytes: state.bytes(),
-                        state,
+                        state: Arc::new(state),
                         view,
                         changed: false,
+                        stored: true,
                     }
                 }
             };
@@ -154,8 +209,19 @@ impl States {
 }
 
 impl Writer {
-    /// Adds what is left of states to the group. A state that the group changes too is put whole, behind
-    /// that.
+    /// What fails here is done by the next start, or does without.
+    pub(super) fn close(&mut self) {
+        if self.stored_seq < self.last_seq
+            && let Err(error) = self.write(&mut Group::storing())
+        {
+            tracing::warn!(%error, "states not stored at close");
+        }
+        if let Err(error) = self.mark.write(self.acked()) {
+            tracing::warn!(%error, "high-water mark not written at close");
+        }
+    }
+
+    /// Adds what is left of states to the group, but for those that were changed and will be stored whole.
     pub(super) fn expire_states(
         &mut self,
         group: &mut Group,
@@ -165,7 +231,7 @@ impl Writer {
         let view = &shared.definitions.views[expired.view];
         let mut count = 0;
         if let Some(expiry) = expiry(view, &shared.options) {
-            for key in &expired.keys {
+            for key in expired.keys.iter().filter(|key| self.states.is_stored(key)) {
                 let stored = shared.tables.get(Key::State(key));
                 let stored = stored.map_err(ReadError::database)?;
                 let rest = stored.and_then(|bytes| expiry.rest(view, &bytes, expired.from_ms));

@@ -419,6 +419,13 @@ impl ViewKey {
     }
 }
 
+/// Compared, ordered and hashed as its bytes.
+impl std::borrow::Borrow<[u8]> for ViewKey {
+    fn borrow(&self) -> &[u8] {
+        &self.0
+    }
+}
+
 impl AsRef<[u8]> for ViewKey {
     fn as_ref(&self) -> &[u8] {
         &self.0

@@ -124,7 +124,7 @@ impl Chunk<'_> {
     }
 }
 
-/// Drops entries of the log that are sealed and arrived before a time; how many.
+/// Drops entries of the log that are sealed, arrived before a time and are in the stored states; how many.
 pub(crate) fn prune(tables: &Tables, events: &Table, before_ms: i64) -> Result<u64, SealError> {
     let database = |error: rocksdb::Error| SealError::Database(error.to_string());
     let manifest = events.manifest()?;
@@ -134,7 +134,9 @@ pub(crate) fn prune(tables: &Tables, events: &Table, before_ms: i64) -> Result<u
     let last = last.and_then(|key| Key::number(&key)).unwrap_or(0);
     let recent = manifest.files.iter().filter(|file| file.to_ms >= before_ms);
     let kept_from = recent.map(|file| file.first_seq).min().unwrap_or(u64::MAX);
+    let stored = tables.get_number(Key::StatesSeq).map_err(database)?;
     let until = manifest.sealed_seq.min(last.saturating_sub(1));
+    let until = until.min(stored.unwrap_or(0));
     let until = until.min(kept_from - 1);
     if until <= pruned {
         return Ok(0);

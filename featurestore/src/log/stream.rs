@@ -38,6 +38,20 @@ impl<'a> EventLog<'a> {
         self.range(first, u64::MAX)
     }
 
+    /// The events from number `first` on that the database still has: none is read from a sealed file while
+    /// all of them are here, so that a start needs no place that may be away.
+    pub(crate) fn kept_from(self, first: u64) -> Result<Stream<'a>, ReadError> {
+        let pruned = self.tables.map(|it| it.get_number(Key::EventsPruned));
+        let pruned = pruned.transpose().map_err(ReadError::database)?;
+        if pruned.is_none_or(|pruned| pruned.unwrap_or(0) >= first) {
+            return self.from(first);
+        }
+        let tail = self.tables.map(|tables| tables.raw_scan(Column::Events));
+        let numbers = first..=u64::MAX;
+        let walk = Walk::over(self, Part::Events, numbers, (tail, Arc::default()));
+        Ok(Stream(walk))
+    }
+
     /// The events of the numbers `first..=last`, as of now.
     pub(crate) fn range(self, first: u64, last: u64) -> Result<Stream<'a>, ReadError> {
         Ok(Stream(Walk::new(self, Part::Events, first..=last)?))
@@ -127,8 +141,17 @@ impl<'a> Walk<'a> {
         numbers: std::ops::RangeInclusive<u64>,
     ) -> Result<Self, ReadError> {
         // The log first: what it no longer holds then is in the manifest that is read after it.
-        let mut tail = log.tables.map(|tables| tables.raw_scan(Column::Events));
+        let tail = log.tables.map(|tables| tables.raw_scan(Column::Events));
         let manifest = log.sealed.manifest().map_err(ReadError::sealed)?;
+        Ok(Self::over(log, part, numbers, (tail, manifest)))
+    }
+
+    fn over(
+        log: EventLog<'a>,
+        part: Part,
+        numbers: std::ops::RangeInclusive<u64>,
+        (mut tail, manifest): (Option<DBRawIterator<'a>>, Arc<Manifest>),
+    ) -> Self {
         let next = (*numbers.start()).max(1);
         let reaches =
             |file: &&SealedFile| file.last_seq >= next && file.first_seq <= *numbers.end();
@@ -137,7 +160,7 @@ impl<'a> Walk<'a> {
         if let Some(tail) = &mut tail {
             tail.seek(Key::Event(next.max(manifest.sealed_seq + 1)).to_bytes());
         }
-        Ok(Self {
+        Self {
             log,
             part,
             next,
@@ -149,7 +172,7 @@ impl<'a> Walk<'a> {
             manifest,
             tail,
             failed: false,
-        })
+        }
     }
 
     fn step(&mut self) -> Result<Option<Step>, ReadError> {

@@ -108,21 +108,27 @@ impl Look<'_> {
 
     /// Has the writer let go of these, and waits for it.
     fn hand_over(&self, keys: &[Box<[u8]>]) -> Result<u64, SealError> {
-        for _ in 0..TRIES_MAX {
-            let (done, expired) = bounded(1);
-            let job = Job::Expire(Expired {
+        ask(self.queue, |done| {
+            Job::Expire(Expired {
                 view: self.view,
                 keys: keys.to_owned(),
                 from_ms: self.from_ms,
                 done,
-            });
-            match self.queue.submit(job) {
-                Ok(()) => return expired.recv_timeout(ANSWER_MAX).map_err(unanswered),
-                Err(full) => std::thread::sleep(Duration::from_millis(full.retry_after_ms)),
-            }
-        }
-        Err(SealError::Database("the queue is full".to_owned()))
+            })
+        })
     }
+}
+
+/// Hands the writer a job and waits for its answer.
+pub(super) fn ask<T>(queue: &Queue, job: impl Fn(Sender<T>) -> Job) -> Result<T, SealError> {
+    for _ in 0..TRIES_MAX {
+        let (done, answer) = bounded(1);
+        match queue.submit(job(done)) {
+            Ok(()) => return answer.recv_timeout(ANSWER_MAX).map_err(unanswered),
+            Err(full) => std::thread::sleep(Duration::from_millis(full.retry_after_ms)),
+        }
+    }
+    Err(SealError::Database("the queue is full".to_owned()))
 }
 
 fn unanswered(error: RecvTimeoutError) -> SealError {

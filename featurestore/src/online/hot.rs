@@ -1,14 +1,16 @@
-//! States that were read lately, decoded and in memory: a warm read asks no table.
+//! Decoded states in memory: those that the writer has not stored yet, and those that were read lately.
 //!
 //! A cut is a sequence number: every event up to it is folded, none after. Three rules keep a read at
-//! one cut. An entry says since which cut it holds. The writer, once its group is on disk and before it
-//! answers, replaces or drops the entries of the states that the group changed, marks their shards, and only
-//! then moves the cut on. A reader loads the cut first; it takes an entry that holds at that cut, and
-//! puts one only into a shard that was not marked after the cut that its state was read at. So an entry
-//! that holds at a cut is the state at that cut, and an acknowledged event is in every later read.
+//! one cut. An entry says since which cut it holds. The writer shows the states that a group changed
+//! beside those of before, writes the group, then moves the cut on, and answers last. A reader loads the cut
+//! first; it takes what holds at it, and where nothing is kept, what the tables hold, if they were stored at
+//! no later cut: a state that changed since then is kept here. It puts what it read unless its shard was
+//! stored after that. So every state of a read is the one at its cut, and an acknowledged event is in every
+//! later read.
 //!
-//! Two generations: when the young one is full it becomes the old one, and what the old one held is
-//! dropped. A lookup costs a hash and a shared lock that only a put or the writer holds alone.
+//! What is read lately lies in two generations: when the young one is full it becomes the old one, and what
+//! the old one held is dropped. A lookup costs a hash and a shared lock that only a put or the writer holds
+//! alone.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -36,11 +38,13 @@ pub(crate) struct HotStates {
 
 #[derive(Default)]
 struct Shard {
+    /// What the tables lack. As many as the writer leaves unstored.
+    unstored: HashMap<Box<[u8]>, Unstored, RandomState>,
     young: Generation,
     old: Generation,
     young_bytes: usize,
-    /// The last cut at which a state of this shard changed, kept here or not.
-    changed: u64,
+    /// The last cut at which a state of this shard was stored.
+    stored: u64,
 }
 
 struct Entry {
@@ -48,6 +52,13 @@ struct Entry {
     state: Option<Arc<ViewState>>,
     /// The cut from which on it holds.
     since: u64,
+}
+
+/// A state that the tables do not have yet.
+struct Unstored {
+    now: Entry,
+    /// What holds until `now` does; `None`: what the tables have.
+    before: Option<Entry>,
     /// Whether a reader has had it.
     read: AtomicBool,
 }
@@ -56,14 +67,14 @@ struct Entry {
 pub(crate) enum Found {
     /// The state at the cut; `None` where there is none.
     State(Option<Arc<ViewState>>),
-    /// Nothing is kept.
+    /// Nothing is kept: the tables know.
     Nothing,
-    /// What is kept is newer than the cut: a group is being published.
+    /// What is kept is newer than the cut, which has moved or soon will.
     Newer,
 }
 
 impl HotStates {
-    /// Empty, at the cut of the tables; holds about `bytes_max`.
+    /// Empty, at the cut of the tables; holds about `bytes_max` of what is read.
     pub(crate) fn new(bytes_max: usize, cut: u64) -> Self {
         Self {
             shards: (0..SHARDS).map(|_| RwLock::default()).collect(),
@@ -80,6 +91,9 @@ impl HotStates {
     /// The state under `key` at a cut that `cut` gave.
     pub(crate) fn get(&self, key: &[u8], cut: u64) -> Found {
         let shard = read(self.shard(key));
+        if let Some(unstored) = shard.unstored.get(key) {
+            return unstored.at(cut);
+        }
         if let Some(entry) = shard.young.get(key) {
             return entry.at(cut);
         }
@@ -88,12 +102,10 @@ impl HotStates {
         }
         drop(shard);
         let mut shard = write(self.shard(key));
-        // Another reader may have been faster.
+        // Another reader, or the writer, may have been faster.
         let Some((key, entry)) = shard.old.remove_entry(key) else {
-            return shard
-                .young
-                .get(key)
-                .map_or(Found::Nothing, |entry| entry.at(cut));
+            drop(shard);
+            return self.get(key, cut);
         };
         let found = entry.at(cut);
         let dropped = shard.insert(key, entry, self.bytes_max);
@@ -102,18 +114,19 @@ impl HotStates {
         found
     }
 
-    /// Keeps what the tables held under `key` at `cut`, unless it may have changed since.
-    pub(crate) fn put(&self, key: &[u8], state: Option<Arc<ViewState>>, cut: u64) {
+    /// Keeps what the tables held under `key` when they were stored last, at `stored`, unless they may have
+    /// been stored again since.
+    pub(crate) fn put(&self, key: &[u8], state: Option<Arc<ViewState>>, stored: u64) {
         let entry = Entry {
             state,
-            since: cut,
-            read: AtomicBool::new(true),
+            since: stored,
         };
         if entry.bytes(key) > self.bytes_max {
             return;
         }
         let mut shard = write(self.shard(key));
-        if shard.changed > cut || shard.young.contains_key(key) {
+        let known = shard.unstored.contains_key(key) || shard.young.contains_key(key);
+        if shard.stored > stored || known {
             return;
         }
         shard.old.remove(key);
@@ -122,35 +135,57 @@ impl HotStates {
         drop(dropped);
     }
 
-    /// For the writer: `state` is on disk under `key` as of the group that ends with `cut`. An entry that
-    /// nobody has read since it was last replaced goes instead: a copy would cost, and be of no use.
-    pub(crate) fn replace(&self, key: &ViewKey, state: &ViewState, cut: u64) {
+    /// For the writer: `state` holds under `key` from `cut` on, once that group is on disk.
+    pub(crate) fn show(&self, key: &ViewKey, state: Arc<ViewState>, cut: u64) {
         let key = key.as_bytes();
-        let mut shard = write(self.shard(key));
-        shard.changed = cut;
-        let entry = || Entry {
-            state: Some(Arc::new(state.clone())),
+        let now = Entry {
+            state: Some(state),
             since: cut,
-            read: AtomicBool::new(false),
         };
-        if let Some(held) = shard.young.get_mut(key) {
-            let before = held.bytes(key);
-            let mut after = 0;
-            if *held.read.get_mut() {
-                *held = entry();
-                after = held.bytes(key);
-            } else {
-                shard.young.remove(key);
+        let mut shard = write(self.shard(key));
+        let dropped = match shard.unstored.get_mut(key) {
+            Some(held) => {
+                let before = std::mem::replace(&mut held.now, now);
+                held.before.replace(before)
             }
-            // What grew counts at the next put.
-            shard.young_bytes = shard.young_bytes - before + after;
-        } else if let Some(held) = shard.old.get_mut(key) {
-            if *held.read.get_mut() {
-                *held = entry();
-            } else {
-                shard.old.remove(key);
+            None => {
+                let unstored = Unstored {
+                    now,
+                    before: shard.take(key),
+                    read: AtomicBool::new(false),
+                };
+                shard.unstored.insert(key.into(), unstored);
+                None
+            }
+        };
+        drop(shard);
+        drop(dropped);
+    }
+
+    /// For the writer: the tables hold every state that was shown, and the cut has moved there. Those that
+    /// were read stay.
+    pub(crate) fn stored(&self, cut: u64) {
+        for shard in &self.shards {
+            let mut shard = write(shard);
+            let unstored = std::mem::take(&mut shard.unstored);
+            if !unstored.is_empty() {
+                shard.stored = cut;
+            }
+            for (key, mut held) in unstored {
+                if *held.read.get_mut() && held.now.bytes(&key) <= self.bytes_max {
+                    shard.insert(key, held.now, self.bytes_max);
+                }
             }
         }
+    }
+
+    /// For the writer: a state that the tables had was stored anew under `key`, at a cut that it has yet to
+    /// move to.
+    pub(crate) fn replaced(&self, key: &ViewKey, cut: u64) {
+        let key = key.as_bytes();
+        let mut shard = write(self.shard(key));
+        shard.stored = cut;
+        shard.take(key);
     }
 
     /// For the writer: the tables are at `cut`, and what they hold is to be read again.
@@ -159,14 +194,14 @@ impl HotStates {
             // Under one lock: nobody may put back in between what was read before.
             let mut shard = write(shard);
             *shard = Shard {
-                changed: cut,
+                stored: cut,
                 ..Shard::default()
             };
         }
         self.move_cut(cut);
     }
 
-    /// For the writer: every state of the group that ends with `cut` has been replaced.
+    /// For the writer: every state of the group that ends with `cut` is shown or replaced, and on disk.
     pub(crate) fn move_cut(&self, cut: u64) {
         self.cut.store(cut, Ordering::Release);
     }
@@ -190,6 +225,15 @@ impl Shard {
         self.young.insert(key, entry);
         dropped
     }
+
+    /// Takes out what was kept of the tables.
+    fn take(&mut self, key: &[u8]) -> Option<Entry> {
+        if let Some(entry) = self.young.remove(key) {
+            self.young_bytes -= entry.bytes(key);
+            return Some(entry);
+        }
+        self.old.remove(key)
+    }
 }
 
 type Generation = HashMap<Box<[u8]>, Entry, RandomState>;
@@ -197,10 +241,6 @@ type Generation = HashMap<Box<[u8]>, Entry, RandomState>;
 impl Entry {
     /// For a reader.
     fn at(&self, cut: u64) -> Found {
-        // Most are set: a line that is not written stays with every reader.
-        if !self.read.load(Ordering::Relaxed) {
-            self.read.store(true, Ordering::Relaxed);
-        }
         match self.since <= cut {
             true => Found::State(self.state.clone()),
             false => Found::Newer,
@@ -209,6 +249,21 @@ impl Entry {
 
     fn bytes(&self, key: &[u8]) -> usize {
         ENTRY_BYTES + key.len() + self.state.as_ref().map_or(0, |state| state.bytes())
+    }
+}
+
+impl Unstored {
+    /// For a reader.
+    fn at(&self, cut: u64) -> Found {
+        // Most are set: a line that is not written stays with every reader.
+        if !self.read.load(Ordering::Relaxed) {
+            self.read.store(true, Ordering::Relaxed);
+        }
+        match (&self.now, &self.before) {
+            (now, _) if now.since <= cut => now.at(cut),
+            (_, Some(before)) => before.at(cut),
+            (_, None) => Found::Nothing,
+        }
     }
 }
 
@@ -266,8 +321,12 @@ mod tests {
         hot.put(key.as_bytes(), Some(Arc::new(state.clone())), cut);
     }
 
+    fn show(hot: &HotStates, (key, state): &(ViewKey, ViewState), cut: u64) {
+        hot.show(key, Arc::new(state.clone()), cut);
+    }
+
     #[test]
-    fn a_state_is_found_at_the_cut_that_it_was_read_at_and_after() {
+    fn a_state_is_found_at_the_cut_that_it_was_stored_at_and_after() {
         let hot = HotStates::new(1 << 20, 7);
         let one = entity(1, 10);
         put(&hot, &one, 7);
@@ -281,46 +340,62 @@ mod tests {
     }
 
     #[test]
-    fn a_replaced_state_is_new_to_those_who_read_at_the_cut_before() {
+    fn a_shown_state_leaves_the_one_before_to_those_who_read_at_the_cut_before() {
         let hot = HotStates::new(1 << 20, 7);
-        let (key, later) = entity(1, 20);
+        let (key, _) = entity(1, 10);
         put(&hot, &entity(1, 10), 7);
-        hot.replace(&key, &later, 9);
-        assert!(matches!(hot.get(key.as_bytes(), hot.cut()), Found::Newer));
+        show(&hot, &entity(1, 20), 9);
+        assert_eq!(time(&hot, &key, hot.cut()), Some(10));
         hot.move_cut(9);
         assert_eq!(time(&hot, &key, hot.cut()), Some(20));
-    }
-
-    #[test]
-    fn a_state_that_nobody_reads_is_not_copied_again() {
-        let hot = HotStates::new(1 << 20, 7);
-        let (key, later) = entity(1, 20);
-        put(&hot, &entity(1, 10), 7);
-        for (cut, read) in [(8, true), (9, true), (10, false)] {
-            hot.replace(&key, &later, cut);
-            hot.move_cut(cut);
-            if read {
-                assert_eq!(time(&hot, &key, cut), Some(20), "cut {cut}");
-            }
-        }
-        hot.replace(&key, &later, 11);
+        show(&hot, &entity(1, 30), 11);
         hot.move_cut(11);
-        assert!(matches!(hot.get(key.as_bytes(), 11), Found::Nothing));
-        put(&hot, &(key.clone(), later), 11);
-        assert_eq!(time(&hot, &key, 11), Some(20));
+        assert_eq!(time(&hot, &key, 9), Some(20));
+        assert!(matches!(hot.get(key.as_bytes(), 7), Found::Newer));
     }
 
     #[test]
-    fn a_state_that_was_read_before_a_group_is_not_kept_after_it() {
+    fn a_state_that_is_first_shown_is_that_of_the_tables_at_the_cut_before() {
         let hot = HotStates::new(1 << 20, 7);
-        let (key, later) = entity(1, 20);
-        // Nothing is kept under the key: the group leaves its mark all the same.
-        hot.replace(&key, &later, 9);
+        let (key, _) = entity(1, 10);
+        show(&hot, &entity(1, 20), 9);
+        assert!(matches!(hot.get(key.as_bytes(), 7), Found::Nothing));
+        // What is read there is not kept: it holds no longer than until the next cut.
         put(&hot, &entity(1, 10), 7);
         hot.move_cut(9);
-        assert!(matches!(hot.get(key.as_bytes(), 9), Found::Nothing));
-        put(&hot, &(key.clone(), later), 9);
         assert_eq!(time(&hot, &key, 9), Some(20));
+    }
+
+    #[test]
+    fn what_was_stored_stays_where_it_is_read() {
+        let hot = HotStates::new(1 << 20, 7);
+        let (read, unread) = (entity(1, 20), entity(2, 20));
+        for cut in [8, 9] {
+            show(&hot, &read, cut);
+            show(&hot, &unread, cut);
+            hot.move_cut(cut);
+            assert_eq!(time(&hot, &read.0, cut), Some(20));
+            hot.stored(cut);
+            assert_eq!(time(&hot, &read.0, cut), Some(20));
+            assert!(matches!(hot.get(unread.0.as_bytes(), cut), Found::Nothing));
+        }
+    }
+
+    #[test]
+    fn a_state_that_was_read_before_others_were_stored_is_not_kept() {
+        let hot = HotStates::new(1 << 20, 7);
+        let one = entity(1, 20);
+        show(&hot, &one, 9);
+        hot.move_cut(9);
+        hot.stored(9);
+        put(&hot, &entity(1, 10), 7);
+        assert!(matches!(hot.get(one.0.as_bytes(), 9), Found::Nothing));
+        put(&hot, &one, 9);
+        assert_eq!(time(&hot, &one.0, 9), Some(20));
+        hot.replaced(&one.0, 12);
+        hot.move_cut(12);
+        put(&hot, &one, 9);
+        assert!(matches!(hot.get(one.0.as_bytes(), 12), Found::Nothing));
     }
 
     #[test]

@@ -6,13 +6,14 @@
 use crate::predictions::PredictionKey;
 
 /// Format of the database as a whole; written once into [`Key::Format`].
-pub(crate) const FORMAT: u32 = 1;
+/// In format 1 the stored states held every event of the log.
+pub(crate) const FORMAT: u32 = 2;
 
 /// A column family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Column {
-    /// View key → encoded view state, and the last sequence number: one family, so that one batched
-    /// get reads both at one cut. Lives as long as the view's definition.
+    /// View key → encoded view state, and the event up to which all of them go: one family, so that one
+    /// batched get reads both at one cut. Lives as long as the view's definition.
     State,
     /// Sequence number → event. Kept until it is sealed and [`crate::log::seal`] prunes it.
     Events,
@@ -61,8 +62,9 @@ impl Column {
 /// A key of the database.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Key<'a> {
-    /// `[0xff; 8]`: no view has that id → last sequence number, u64 little endian.
-    LastSeq,
+    /// `[0xff; 8]`: no view has that id → the last event that is folded into the states stored here, u64
+    /// little endian. Those after it are folded again at open.
+    StatesSeq,
     /// [`crate::ViewKey`]: id of the view (8 bytes), then the encoded key values → state.
     State(&'a [u8]),
     /// seq (8 bytes) → [`crate::log`] entry.
@@ -84,7 +86,7 @@ pub(crate) enum Key<'a> {
     Counters,
     /// `2`, id (4 bytes) → a source's name and fields, JSON.
     Schema(u32),
-    /// `3`, view id (8 bytes) → nothing: the state of the view covers the whole log.
+    /// `3`, view id (8 bytes) → nothing: the states of the view go as far as [`Key::StatesSeq`].
     View(u64),
     /// `4` → first label log number that is not in Parquet, u64 little endian. Of before there were
     /// manifests, which say it now.
@@ -113,7 +115,7 @@ impl Key<'_> {
     /// Where it lives.
     pub(crate) fn column(&self) -> Column {
         match self {
-            Self::LastSeq | Self::State(_) => Column::State,
+            Self::StatesSeq | Self::State(_) => Column::State,
             Self::Event(_) => Column::Events,
             Self::Dedupe(_) => Column::Dedupe,
             Self::Label(_) => Column::Labels,
@@ -159,7 +161,7 @@ impl Key<'_> {
             Self::Applied(name) => tagged(APPLIED, name.as_bytes()),
             Self::Forgettable(name) => tagged(FORGETTABLE, name.as_bytes()),
             Self::Forgotten(name) => tagged(FORGOTTEN, name.as_bytes()),
-            Self::LastSeq => out.extend_from_slice(&[0xff; 8]),
+            Self::StatesSeq => out.extend_from_slice(&[0xff; 8]),
             Self::State(bytes) | Self::Dedupe(bytes) => out.extend_from_slice(bytes),
             Self::Event(number) | Self::LabelEntry(number) => {
                 out.extend_from_slice(&number.to_be_bytes());

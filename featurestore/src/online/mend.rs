@@ -249,7 +249,7 @@ fn empty(tables: &mut Tables, columns: &[Column]) -> Result<(), rocksdb::Error> 
     if columns.contains(&Column::State) {
         let last = counted(tables)?.events;
         let mut batch = WriteBatch::default();
-        tables.put(&mut batch, Key::LastSeq, &last.to_le_bytes());
+        tables.put(&mut batch, Key::StatesSeq, &last.to_le_bytes());
         for pair in tables.scan(Column::Meta, &Key::View(0).to_bytes()) {
             let (key, _) = pair?;
             match Key::view_id(&key) {
@@ -282,17 +282,6 @@ impl Mending {
         let last = counted(tables).map_err(database)?;
         events::make_log_anew(tables, &sealed.events, definitions, last.events)?;
         labels::make_log_anew(tables, &sealed.labels, last.label_seq)
-    }
-
-    /// Holds the counters against the log: they are in a column family that is not derived, of which a
-    /// repair may have left out the newest table.
-    pub(crate) fn check(&self, events: u64, last_seq: u64) -> Result<(), OpenError> {
-        match events == last_seq {
-            true => Ok(()),
-            false => Err(OpenError::Damaged(format!(
-                "{events} events were counted, the log ends at {last_seq}"
-            ))),
-        }
     }
 
     /// Fills what was emptied, but for the states: they are those of views that are not known.

@@ -73,7 +73,7 @@ fn open_locked(
     if let Some(mending) = &mending {
         mending.make_logs_anew(&mut tables, &offline, &definitions)?;
     }
-    let (last_seq, counters, mark) = check_logs(data_dir, &tables, mending.as_ref())?;
+    let (last_seq, counters, mark) = check_logs(data_dir, &tables)?;
     let reaches = reaches(&tables, (last_seq, counters.label_seq), mending.as_ref())?;
     offline.claim(&reaches).map_err(SealError::from)?;
     seal_spool(&offline.predictions, &spool, &metrics).or_else(|error| match error {
@@ -91,7 +91,8 @@ fn open_locked(
     if let Some(mending) = &mending {
         mending.fill(&tables, events).map_err(read)?;
     }
-    renew_views(&tables, events, (&definitions, options.cached_states_max))?;
+    let views = (&*definitions, options.cached_states_max);
+    renew_views(&tables, (events, last_seq), views)?;
     if let Some(mending) = mending {
         mending.end(&tables, data_dir)?;
     }
@@ -130,15 +131,8 @@ fn open_locked(
 }
 
 /// Where the logs end, held against the counters and the high-water mark.
-fn check_logs(
-    data_dir: &Path,
-    tables: &Tables,
-    mending: Option<&Mending>,
-) -> Result<(u64, Counters, Mark), OpenError> {
+fn check_logs(data_dir: &Path, tables: &Tables) -> Result<(u64, Counters, Mark), OpenError> {
     let (last_seq, counters) = read_counters(tables).map_err(read)?;
-    if let Some(mending) = mending {
-        mending.check(counters.events, last_seq)?;
-    }
     let path = data_dir.join("acked");
     let (mark, acked) = Mark::open(&path).map_err(io_at(&path))?;
     check_mark(acked, last_seq, counters.label_seq)?;
@@ -185,13 +179,12 @@ fn check_format(tables: &Tables) -> Result<(), OpenError> {
                 "its format number is missing".to_owned(),
             ));
         }
-        let mut batch = WriteBatch::default();
-        tables.put(&mut batch, Key::Format, &FORMAT.to_le_bytes());
-        return tables.write_durably(batch).map_err(database);
+        return write_format(tables);
     };
     let found = found.as_ref().try_into().map(u32::from_le_bytes);
     match found.map_err(|_| OpenError::Damaged("format number".to_owned()))? {
         FORMAT => Ok(()),
+        1 => write_format(tables),
         found => Err(OpenError::Newer {
             found,
             known: FORMAT,
@@ -199,15 +192,21 @@ fn check_format(tables: &Tables) -> Result<(), OpenError> {
     }
 }
 
+fn write_format(tables: &Tables) -> Result<(), OpenError> {
+    let mut batch = WriteBatch::default();
+    tables.put(&mut batch, Key::Format, &FORMAT.to_le_bytes());
+    tables.write_durably(batch).map_err(database)
+}
+
 /// The last sequence number and the counters, held against the ends of both logs.
 pub(crate) fn read_counters(tables: &Tables) -> Result<(u64, Counters), ReadError> {
-    let last_seq = tables.get_number(Key::LastSeq);
-    let last_seq = last_seq.map_err(ReadError::database)?.unwrap_or(0);
     let counters = match tables.get(Key::Counters).map_err(ReadError::database)? {
         Some(bytes) => Counters::decode(&bytes)
             .ok_or_else(|| ReadError::Damaged("counters do not decode".to_owned()))?,
         None => Counters::default(),
     };
+    // Every event that was taken has a number.
+    let last_seq = counters.events;
     let pruned = tables.get_number(Key::EventsPruned);
     let pruned = pruned.map_err(ReadError::database)?.unwrap_or(0);
     for (column, last, before) in [
@@ -222,6 +221,13 @@ pub(crate) fn read_counters(tables: &Tables) -> Result<(u64, Counters), ReadErro
                 column.name()
             )));
         }
+    }
+    let stored = tables.get_number(Key::StatesSeq);
+    let stored = stored.map_err(ReadError::database)?.unwrap_or(0);
+    if stored > last_seq {
+        return Err(ReadError::Damaged(format!(
+            "states hold {stored} events, the log {last_seq}"
+        )));
     }
     Ok((last_seq, counters))
 }
@@ -276,11 +282,12 @@ pub(crate) fn recorded(
 /// Events between two writes of a rebuild.
 const REBUILD_EVENTS: u64 = 65_536;
 
-/// Folds the whole log into views that the database does not know, and drops the states of views that
-/// are no longer defined. A view counts as known when its rebuild is complete.
+/// Drops the states of views that are no longer defined, brings those of the others up to the end of the log,
+/// and folds the whole log into views that the database does not know. A view counts as known when its rebuild
+/// is complete.
 fn renew_views(
     tables: &Tables,
-    log: EventLog<'_>,
+    (log, last_seq): (EventLog<'_>, u64),
     (definitions, states_max): (&Definitions, usize),
 ) -> Result<(), OpenError> {
     let mut known = Vec::new();
@@ -306,10 +313,23 @@ fn renew_views(
         .iter()
         .for_each(|view| drop_states(tables, &mut batch, view.id));
     tables.write_durably(batch).map_err(database)?;
+    let mut kept = definitions.views.clone();
+    kept.retain(|view| known.contains(&view.id));
+    let caught_up = States::new(kept, states_max).catch_up(tables, log, last_seq);
+    caught_up.map_err(read)?;
     if fresh.is_empty() {
         return Ok(());
     }
-    let mut states = States::new(fresh.clone(), states_max);
+    fill_views(tables, (log, last_seq), (&fresh, states_max))
+}
+
+/// Folds the whole log into views that have no states yet.
+fn fill_views(
+    tables: &Tables,
+    (log, last_seq): (EventLog<'_>, u64),
+    (fresh, states_max): (&[Arc<View>], usize),
+) -> Result<(), OpenError> {
+    let mut states = States::new(fresh.to_vec(), states_max);
     let mut events = 0;
     for logged in log.from(0).map_err(read)? {
         let logged = logged.map_err(read)?;
@@ -319,9 +339,10 @@ fn renew_views(
         events += 1;
         if events % REBUILD_EVENTS == 0 {
             let mut batch = WriteBatch::default();
-            states.write(tables, &mut batch);
+            states.store(tables, &mut batch, last_seq);
             tables.write_lazily(batch).map_err(database)?;
-            states.settle(|_, _| {});
+            states.show(|_, _| {});
+            states.stored();
         }
     }
     if events > 0 {
@@ -329,7 +350,7 @@ fn renew_views(
         tracing::info!(views = ?names, events, "views rebuilt from the event log");
     }
     let mut batch = WriteBatch::default();
-    states.write(tables, &mut batch);
+    states.store(tables, &mut batch, last_seq);
     fresh
         .iter()
         .for_each(|view| tables.put(&mut batch, Key::View(view.id), &[]));

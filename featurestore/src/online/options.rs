@@ -13,6 +13,8 @@ pub struct StoreOptions {
     pub queue_bytes_max: usize,
     /// Decoded view states that the writer keeps between groups.
     pub cached_states_max: usize,
+    /// Events that the states on disk may lack: so many are folded again after a crash.
+    pub unstored_events_max: u64,
     /// Decoded view states that reads keep, in bytes (estimated); 0 reads every state from its table.
     pub hot_states_bytes: usize,
     /// Rows per model that wait in memory for the spool.
@@ -65,6 +67,7 @@ impl Default for StoreOptions {
             queue_batches_max: 1024,
             queue_bytes_max: 32 << 20,
             cached_states_max: 16_384,
+            unstored_events_max: 1 << 16,
             hot_states_bytes: 64 << 20,
             spool_rows_max: 1024,
             import_group_events: 1 << 17,

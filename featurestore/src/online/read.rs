@@ -1,10 +1,11 @@
 //! Feature reads: the states of all rows at one cut, from memory where they are hot, else by one batched
-//! get that also reads the sequence number that the tables are at. A read that may not wait for the disk
+//! get that also reads up to which event the tables' states go. A read that may not wait for the disk
 //! ends where a block is not in memory.
 
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::ReadError;
 use super::hot::Found;
@@ -138,6 +139,20 @@ impl<'v> Keys<'v> {
     }
 }
 
+/// A read begins anew where states were stored while it went on: once in many thousand events.
+enum LookedUp {
+    Found(States, u64),
+    OutOfReach,
+    /// The cut that was read at has moved, or is about to.
+    Moved,
+}
+
+/// So often a read begins anew at once, then after a pause, and then no more.
+const SPINS_MAX: u32 = 16;
+const ATTEMPTS_MAX: u32 = 20_000;
+/// A large group of an import is shown within some milliseconds after it was stored.
+const MOVES_WITHIN: Duration = Duration::from_micros(500);
+
 /// One for each key.
 type States = Vec<Option<Arc<ViewState>>>;
 
@@ -158,11 +173,21 @@ impl<'a> Read<'a> {
 
     /// The states and the cut at which they all are.
     fn states(&self) -> Result<Option<(States, u64)>, ReadError> {
-        let found = self.look_up();
-        found.inspect_err(|error| self.shared.note_damage(error))
+        for attempt in 0..ATTEMPTS_MAX {
+            let found = self.look_up();
+            match found.inspect_err(|error| self.shared.note_damage(error))? {
+                LookedUp::Found(states, cut) => return Ok(Some((states, cut))),
+                LookedUp::OutOfReach => return Ok(None),
+                LookedUp::Moved if attempt < SPINS_MAX => std::thread::yield_now(),
+                LookedUp::Moved if self.reach == Reach::Memory => return Ok(None),
+                LookedUp::Moved => std::thread::sleep(MOVES_WITHIN),
+            }
+        }
+        let problem = "states were stored again and again while they were read";
+        Err(ReadError::Database(problem.to_owned()))
     }
 
-    fn look_up(&self) -> Result<Option<(States, u64)>, ReadError> {
+    fn look_up(&self) -> Result<LookedUp, ReadError> {
         let count = self.keys.ends.len();
         let cut = self.shared.hot.cut();
         let mut states = Vec::with_capacity(count);
@@ -180,36 +205,26 @@ impl<'a> Read<'a> {
                         absent.push(index);
                         None
                     }
-                    Found::Newer => return self.fetch_all(),
+                    Found::Newer => return Ok(LookedUp::Moved),
                 },
             };
             states.push(state);
         }
         self.shared.metrics.states_from_memory.increment(hot);
         if absent.is_empty() {
-            return Ok(Some((states, cut)));
+            return Ok(LookedUp::Found(states, cut));
         }
-        match self.fetch(absent.into_iter(), &mut states)? {
-            None => Ok(None),
-            Some(fetched) if fetched == cut => Ok(Some((states, cut))),
-            // A group came in between: what was in memory is older than what the tables said.
-            Some(_) => self.fetch_all(),
-        }
-    }
-
-    fn fetch_all(&self) -> Result<Option<(States, u64)>, ReadError> {
-        let mut states = vec![None; self.keys.ends.len()];
-        let cut = self.fetch(0..states.len(), &mut states)?;
-        Ok(cut.map(|cut| (states, cut)))
+        Ok(match self.fetch(absent, &mut states)? {
+            None => LookedUp::OutOfReach,
+            // What was stored later is not what held at the cut.
+            Some(stored) if stored > cut => LookedUp::Moved,
+            Some(_) => LookedUp::Found(states, cut),
+        })
     }
 
     /// Reads some states from the tables, each once however many rows share it, and keeps them in
-    /// memory; the answer is the cut at which they are.
-    fn fetch(
-        &self,
-        indices: impl Iterator<Item = usize>,
-        states: &mut States,
-    ) -> Result<Option<u64>, ReadError> {
+    /// memory; the answer is the cut at which they were stored.
+    fn fetch(&self, indices: Vec<usize>, states: &mut States) -> Result<Option<u64>, ReadError> {
         let mut wanted: Vec<(usize, &[u8])> = Vec::new();
         let mut places: Vec<(usize, usize)> = Vec::new();
         let mut known: HashMap<&[u8], usize> = HashMap::new();
@@ -223,8 +238,8 @@ impl<'a> Read<'a> {
             });
             places.push((index, place));
         }
-        let last_seq = Key::LastSeq.to_bytes();
-        let asked = std::iter::once(&*last_seq).chain(wanted.iter().map(|(_, key)| *key));
+        let states_seq = Key::StatesSeq.to_bytes();
+        let asked = std::iter::once(&*states_seq).chain(wanted.iter().map(|(_, key)| *key));
         let tables = &self.shared.tables;
         let stored = match self.reach {
             Reach::Disk => tables.get_many(Column::State, asked).map(Some),
@@ -234,11 +249,11 @@ impl<'a> Read<'a> {
             return Ok(None);
         };
         let mut stored = stored.into_iter();
-        let cut = match stored.next().flatten() {
+        let stored_at = match stored.next().flatten() {
             Some(bytes) => bytes.as_ref().try_into().map(u64::from_le_bytes),
             None => Ok(0),
         }
-        .map_err(|_| ReadError::Damaged("last sequence number".to_owned()))?;
+        .map_err(|_| ReadError::Damaged("the number that states were stored at".to_owned()))?;
         let mut fetched = States::with_capacity(wanted.len());
         for (&(index, key), bytes) in wanted.iter().zip(stored) {
             let view = self.keys.view(index);
@@ -247,7 +262,7 @@ impl<'a> Read<'a> {
                 ReadError::Damaged(format!("a state of view `{}`: {error}", view.name))
             })?;
             let state = state.map(Arc::new);
-            self.shared.hot.put(key, state.clone(), cut);
+            self.shared.hot.put(key, state.clone(), stored_at);
             fetched.push(state);
         }
         for (index, place) in places {
@@ -255,6 +270,6 @@ impl<'a> Read<'a> {
         }
         let metrics = &self.shared.metrics;
         metrics.states_from_table.increment(wanted.len() as u64);
-        Ok(Some(cut))
+        Ok(Some(stored_at))
     }
 }

@@ -5,6 +5,7 @@ use std::time::Instant;
 use super::lives::Lives;
 use super::shared::locked;
 use super::{FeatureStore, RecordError, SealError, expiry};
+use crate::commit::Job;
 use crate::log::seal::{prune, seal_events};
 use crate::offline::Upkept;
 use crate::offline::upkeep::keep_up;
@@ -56,6 +57,10 @@ impl FeatureStore {
     pub fn upkeep(&self, now_ms: i64) -> Result<Upkept, SealError> {
         let shared = &self.inner.shared;
         let mut done = Upkept::default();
+        // The log is pruned, and states are looked through, as far as they are stored.
+        if let Err(error) = expiry::ask(&self.inner.queue, Job::Store) {
+            tracing::warn!(%error, "upkeep goes on with states as they were stored last");
+        }
         // What frees space first: the rest needs some.
         self.keep_sealed(now_ms, &mut done)?;
         let past_ms = shared.tables.lives().past_ms(now_ms);

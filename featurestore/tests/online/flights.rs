@@ -83,8 +83,13 @@ pub(crate) fn training_rows(
     featurestore::training_rows(folder, &definitions(), query)
 }
 
+/// States are stored with about every third batch, so that a crash finds them old as well as new.
 pub(crate) fn open(folder: &Path) -> FeatureStore {
-    FeatureStore::open(folder, definitions(), &StoreOptions::default()).unwrap()
+    let options = StoreOptions {
+        unstored_events_max: 12,
+        ..StoreOptions::default()
+    };
+    FeatureStore::open(folder, definitions(), &options).unwrap()
 }
 
 /// Seeded traffic; the seed is printed, so that a failure can be repeated.
