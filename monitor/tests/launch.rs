@@ -121,6 +121,27 @@ async fn only_the_listed_variables_are_passed_on() {
 }
 
 #[tokio::test]
+async fn a_log_for_which_there_is_no_space_holds_up_no_trainer() {
+    let folder = TempDir::new().unwrap();
+    let script = "head -c 1000000 /dev/zero; echo said > \"$TMPDIR/said\"; exit 4";
+    let launcher = launcher(
+        &folder,
+        &script.replace("$TMPDIR", folder.path().to_str().unwrap()),
+    );
+    fs::create_dir_all(launcher.data_dir.join("runs")).unwrap();
+    let mut training = launcher.start(&ORDER).unwrap();
+    let log = training.log().to_owned();
+    assert_eq!(end_of(&mut training).await, TrainerExit::Code(4));
+    fs::remove_file(&log).unwrap();
+    fs::remove_file(folder.path().join("said")).unwrap();
+    // Every write to it finds no space.
+    std::os::unix::fs::symlink("/dev/full", &log).unwrap();
+    let mut training = launcher.start(&ORDER).unwrap();
+    assert_eq!(end_of(&mut training).await, TrainerExit::Code(4));
+    assert!(folder.path().join("said").exists());
+}
+
+#[tokio::test]
 async fn codes_and_signals_are_told_apart() {
     let folder = TempDir::new().unwrap();
     let (exit, log) = run(&launcher(&folder, "echo no rows >&2; exit 3")).await;
