@@ -181,6 +181,20 @@ impl ViewState {
         Reading::new(self, view, at_ms)
     }
 
+    /// Brings states that are about to be read, one after another, into the processor's caches: here the
+    /// loads of many overlap, where a reading would wait for those of each.
+    pub(crate) fn touch<'a>(states: impl Iterator<Item = (&'a View, &'a Self)> + Clone) {
+        // Heads first: what they say decides how far a body is walked, and a wrong guess of that waits.
+        let heads = states.clone().fold(0, |all, (_, state)| {
+            all ^ state.tiles.touch_head() ^ state.last.len() as u64
+        });
+        let bodies = states.fold(heads, |all, (view, state)| {
+            let kept = state.last.first().is_some_and(Value::is_null);
+            all ^ state.tiles.touch(view) ^ u64::from(kept)
+        });
+        std::hint::black_box(bodies);
+    }
+
     /// Time of the newest event folded.
     pub fn newest_ms(&self) -> Option<i64> {
         self.latest.map(|latest| latest.event_ms)

@@ -176,7 +176,10 @@ impl<'a> Read<'a> {
         for attempt in 0..ATTEMPTS_MAX {
             let found = self.look_up();
             match found.inspect_err(|error| self.shared.note_damage(error))? {
-                LookedUp::Found(states, cut) => return Ok(Some((states, cut))),
+                LookedUp::Found(states, cut) => {
+                    self.touch(&states);
+                    return Ok(Some((states, cut)));
+                }
                 LookedUp::OutOfReach => return Ok(None),
                 LookedUp::Moved if attempt < SPINS_MAX => std::thread::yield_now(),
                 LookedUp::Moved if self.reach == Reach::Memory => return Ok(None),
@@ -185,6 +188,12 @@ impl<'a> Read<'a> {
         }
         let problem = "states were stored again and again while they were read";
         Err(ReadError::Database(problem.to_owned()))
+    }
+
+    fn touch(&self, states: &States) {
+        let known = states.iter().enumerate();
+        let known = known.filter_map(|(key, state)| Some((self.keys.view(key), state.as_deref()?)));
+        ViewState::touch(known);
     }
 
     fn look_up(&self) -> Result<LookedUp, ReadError> {

@@ -154,6 +154,23 @@ impl Tiles {
         &self.summaries
     }
 
+    /// Loads what a read of every window looks at; the result is of no use.
+    pub(super) fn touch(&self, view: &View) -> u64 {
+        const LINE_BYTES: usize = 64;
+        let tiles = self.tiles.iter().step_by(LINE_BYTES / size_of::<Tile>());
+        let tiles = tiles.fold(0, |all, tile| all ^ tile.rows);
+        let totals = self.totals.iter().step_by(LINE_BYTES / size_of::<Cell>());
+        let totals = totals.fold(tiles, |all, total| all ^ total.present);
+        let firsts = (0..view.windows.len()).map(|it| self.of_window(it).start);
+        let firsts = firsts.filter_map(|first| self.cells.get(first * view.measures.len()));
+        firsts.fold(totals, |all, cell| all ^ cell.present)
+    }
+
+    /// Where its windows end, and how many tiles there are, likewise.
+    pub(super) fn touch_head(&self) -> u64 {
+        u64::from(self.ends[WINDOWS_MAX - 1]) ^ self.tiles.len() as u64 ^ self.totals.len() as u64
+    }
+
     /// What they take in memory beside their own size, in bytes.
     pub(super) fn bytes(&self) -> usize {
         size_of::<Tile>() * self.tiles.capacity()
