@@ -70,10 +70,10 @@ impl Cells {
         self.ends.len()
     }
 
-    /// With its comma.
-    fn value(&self, slot: usize) -> &[u8] {
-        let start = slot.checked_sub(1).map_or(0, |before| self.ends[before]);
-        &self.values[start..self.ends[slot]]
+    /// Those of slots that follow one another, each with its comma.
+    fn values(&self, slots: Range<usize>) -> &[u8] {
+        let end = |slot: Option<usize>| slot.map_or(0, |slot| self.ends[slot]);
+        &self.values[end(slots.start.checked_sub(1))..end(slots.end.checked_sub(1))]
     }
 }
 
@@ -114,9 +114,16 @@ impl Answer {
         }
         self.columns += 1;
         out.extend_from_slice(b"{\"values\":[");
+        // Mostly each row has the next slot: what follows one another is copied at once.
+        let mut run = 0..0;
         for slot in slots.clone() {
-            out.extend_from_slice(cells.value(slot));
+            if slot != run.end {
+                out.extend_from_slice(cells.values(run));
+                run = slot..slot;
+            }
+            run.end += 1;
         }
+        out.extend_from_slice(cells.values(run));
         if out.last() == Some(&b',') {
             out.pop();
         }
@@ -239,7 +246,73 @@ fn write_time(out: &mut Vec<u8>, ms: i64) {
 
 #[cfg(test)]
 mod tests {
+    use chrono::{DateTime, SecondsFormat};
+    use proptest::prelude::*;
+    use serde_json::json;
+
     use super::*;
+
+    fn value() -> impl Strategy<Value = (Value, FieldType)> {
+        prop_oneof![
+            Just((Value::Null, FieldType::Float)),
+            any::<bool>().prop_map(|flag| (Value::Bool(flag), FieldType::Bool)),
+            any::<i64>().prop_map(|number| (Value::Int(number), FieldType::Int)),
+            (-1000..1000i32).prop_map(|number| (Value::Float(number.into()), FieldType::Float)),
+            any::<f64>().prop_map(|number| (Value::Float(number), FieldType::Float)),
+            any::<f32>().prop_map(|number| (Value::Float(number.into()), FieldType::Float)),
+            TIMES.prop_map(|ms| (Value::Int(ms), FieldType::Time)),
+            any::<String>().prop_map(|text| (Value::String(text.into()), FieldType::String)),
+        ]
+    }
+
+    /// Of the years 1 to 9999.
+    const TIMES: std::ops::Range<i64> = -62_135_596_800_000..253_402_300_800_000;
+
+    fn time_text(ms: i64) -> String {
+        let time = DateTime::from_timestamp_millis(ms).unwrap();
+        time.to_rfc3339_opts(SecondsFormat::AutoSi, true)
+    }
+
+    fn expected(value: &Value, ty: FieldType) -> serde_json::Value {
+        match value {
+            Value::Float(number) if number.is_nan() => "NaN".into(),
+            Value::Float(number) if number.is_infinite() => match *number > 0.0 {
+                true => "Infinity".into(),
+                false => "-Infinity".into(),
+            },
+            Value::Int(ms) if ty == FieldType::Time => time_text(*ms).into(),
+            value => value.to_json(),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn an_answer_is_what_serde_json_reads(
+            cells in prop::collection::vec((value(), 0..3u8, TIMES), 1..20),
+            picks in prop::collection::vec(any::<prop::sample::Index>(), 0..20),
+            in_order: bool,
+        ) {
+            let status = |code| Status::from_code(code).unwrap();
+            let cells = cells.into_iter().map(|((value, ty), code, ms)| (value, ty, status(code), ms));
+            let cells: Vec<_> = cells.collect();
+            let mut slots: Vec<usize> = picks.iter().map(|pick| pick.index(cells.len())).collect();
+            if in_order {
+                slots = (0..cells.len()).collect();
+            }
+            let text = written(&cells, &slots, FeastRules::default());
+            let of_rows = |part: fn(&(Value, FieldType, Status, i64)) -> serde_json::Value| {
+                slots.iter().map(|&slot| part(&cells[slot])).collect::<Vec<_>>()
+            };
+            let column = json!({
+                "values": of_rows(|(value, ty, _, _)| expected(value, *ty)),
+                "statuses": of_rows(|(_, _, status, _)| status.as_str().into()),
+                "event_timestamps": of_rows(|(_, _, _, ms)| time_text(*ms).into()),
+            });
+            let whole = json!({"results": [column], "metadata": {"feature_names": ["a\"b"]}});
+            let read: serde_json::Value = serde_json::from_str(&text).unwrap();
+            prop_assert_eq!(read, whole, "{}", text);
+        }
+    }
 
     fn written(
         cells: &[(Value, FieldType, Status, i64)],

@@ -30,32 +30,32 @@ pub(super) fn parse(text: &str) -> Option<i64> {
 pub(super) fn write(out: &mut Vec<u8>, ms: i64) {
     let (days, of_day) = (ms.div_euclid(DAY_MS), ms.rem_euclid(DAY_MS) as u64);
     let (year, month, day) = civil(days);
-    digits(out, year, 4);
-    out.push(b'-');
-    digits(out, month, 2);
-    out.push(b'-');
-    digits(out, day, 2);
-    out.push(b'T');
-    digits(out, of_day / 3_600_000, 2);
-    out.push(b':');
-    digits(out, of_day / 60_000 % 60, 2);
-    out.push(b':');
-    digits(out, of_day / 1000 % 60, 2);
-    if !of_day.is_multiple_of(1000) {
-        out.push(b'.');
-        digits(out, of_day % 1000, 3);
+    let mut text = *b"0000-00-00T00:00:00.000Z";
+    let mut put = |place: usize, pair: u64| {
+        text[place] += (pair / 10) as u8;
+        text[place + 1] += (pair % 10) as u8;
+    };
+    put(0, year / 100 % 100);
+    put(2, year % 100);
+    put(5, month);
+    put(8, day);
+    put(11, of_day / 3_600_000);
+    put(14, of_day / 60_000 % 60);
+    put(17, of_day / 1000 % 60);
+    let thousandths = of_day % 1000;
+    put(20, thousandths / 10);
+    text[22] += (thousandths % 10) as u8;
+    if thousandths == 0 {
+        out.extend_from_slice(&text[..WHOLE]);
+        out.push(b'Z');
+    } else {
+        out.extend_from_slice(&text);
     }
-    out.push(b'Z');
 }
 
 const DAY_MS: i64 = 86_400_000;
-
-/// The last digits of a number, so many of them.
-fn digits(out: &mut Vec<u8>, number: u64, count: u32) {
-    for place in (0..count).rev() {
-        out.push(b'0' + (number / 10_u64.pow(place) % 10) as u8);
-    }
-}
+/// Bytes of a time up to its second.
+const WHOLE: usize = 19;
 
 /// Year, month and day of a day since 1970-01-01 (Howard Hinnant, "chrono-Compatible Low-Level Date
 /// Algorithms", `civil_from_days`). Times of ours are of the years 1 to 9999.
