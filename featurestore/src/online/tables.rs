@@ -13,9 +13,9 @@ use rocksdb::properties::{BACKGROUND_ERRORS, PropName};
 use rocksdb::statistics::{StatsLevel, Ticker};
 use rocksdb::{
     BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB,
-    DBCompressionType, DBIterator, DBPinnableSlice, DBRawIterator, Direction, Error, ErrorKind,
-    IngestExternalFileOptions, IteratorMode, Options, ReadOptions, ReadTier, WriteBatch,
-    WriteOptions,
+    DBCompressionType, DBIterator, DBPinnableSlice, DBRawIterator, DEFAULT_COLUMN_FAMILY_NAME,
+    Direction, Error, ErrorKind, IngestExternalFileOptions, IteratorMode, Options, ReadOptions,
+    ReadTier, WriteBatch, WriteOptions,
 };
 
 use super::keys::{Column, Key};
@@ -71,6 +71,7 @@ impl Tables {
             ColumnFamilyDescriptor::new(column.name(), options)
         });
         let options = database_options(sizes);
+        let columns = columns.into_iter().chain([unused_column(sizes)]);
         let db = DB::open_cf_descriptors(&options, folder, columns)?;
         Ok(Self {
             db,
@@ -386,6 +387,14 @@ fn database_options(sizes: TableOptions) -> Options {
     options.enable_statistics();
     options.set_statistics_level(StatsLevel::ExceptHistogramOrTimers);
     options
+}
+
+/// RocksDB's own column family, in which nothing lies. After a flush for which there was no space RocksDB goes
+/// on when as much is free as the largest write buffer of any family takes, by default 64 MiB.
+fn unused_column(sizes: TableOptions) -> ColumnFamilyDescriptor {
+    let mut options = Options::default();
+    options.set_write_buffer_size(sizes.write_buffers_bytes / 4);
+    ColumnFamilyDescriptor::new(DEFAULT_COLUMN_FAMILY_NAME, options)
 }
 
 /// The writer adds the states and dedupe keys of a group in order: the search for a key's place goes on
