@@ -61,7 +61,7 @@ pub struct DatasetAbout {
     pub known_by_ms: i64,
     /// Number of rows.
     pub rows: u64,
-    /// [`TrainingSet::digest`], hexadecimal: what the lineage of a model names.
+    /// [`TrainingSet::digest`](super::TrainingSet::digest), hexadecimal: what the lineage of a model names.
     pub digest: String,
 }
 
